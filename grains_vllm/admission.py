@@ -1,0 +1,106 @@
+"""Which engines can be steered: the one place that says no at start, and why."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from grains_vllm.config import Catalogue
+from grains_vllm.errors import GrainsConfigError
+from grains_vllm.vectors import ArtifactError, ModelFingerprint
+
+_V2 = "VLLM_USE_V2_MODEL_RUNNER"
+
+
+def prefer_v1_runner() -> None:
+    """Chooses vLLM's V1 model runner unless the operator has chosen; V2 cannot be steered yet."""
+    if _V2 not in os.environ:
+        from vllm.logger import init_logger
+
+        os.environ[_V2] = "0"
+        init_logger(__name__).info("grains: %s=0 (steering runs on the V1 model runner)", _V2)
+
+
+def require_engine(vllm_config: Any, catalogue: Catalogue) -> None:
+    """Raises GrainsConfigError unless this engine steers every token that it is asked to."""
+    for flag, refused, reason in _RULES:
+        if refused(vllm_config):
+            raise GrainsConfigError(f"--enable-grains cannot be used with {flag}: {reason}")
+    try:
+        catalogue.model.require(
+            ModelFingerprint.of(vllm_config.model_config.hf_config), "steering vectors"
+        )
+    except ArtifactError as error:
+        raise GrainsConfigError(str(error)) from error
+
+
+def _parallel(name: str, limit: Any) -> Callable[[Any], bool]:
+    # Some of these are missing in some versions; a feature that does not exist is not in use.
+    return lambda config: getattr(config.parallel_config, name, limit) != limit
+
+
+_UNPROVEN = "not yet shown to be correct together"
+_SEES_FEWER_TOKENS = "decoder layers would see other tokens than the ones that routing describes"
+
+# (the flag as the operator wrote it, whether this engine uses it, why it is refused)
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (f"{_V2}=1", lambda c: bool(c.use_v2_model_runner), f"set {_V2}=0"),
+    (
+        "a model that does not generate text (--runner pooling)",
+        lambda c: c.model_config.runner_type != "generate",
+        "there is no request to steer",
+    ),
+    (
+        "an encoder-decoder model",
+        lambda c: bool(c.model_config.is_encoder_decoder),
+        "only decoder-only models are known",
+    ),
+    (
+        "a diffusion language model",
+        lambda c: bool(getattr(c.model_config, "is_diffusion", False)),
+        "only autoregressive models are known",
+    ),
+    ("--speculative-config", lambda c: c.speculative_config is not None, _UNPROVEN),
+    ("--enable-lora", lambda c: c.lora_config is not None, _UNPROVEN),
+    ("--kv-transfer-config", lambda c: c.kv_transfer_config is not None, _UNPROVEN),
+    ("--pipeline-parallel-size", _parallel("pipeline_parallel_size", 1), _UNPROVEN),
+    ("--data-parallel-size", _parallel("data_parallel_size", 1), _UNPROVEN),
+    (
+        "--api-server-count",
+        _parallel("_api_process_count", 1),
+        "each API server would read the catalogue on its own",
+    ),
+    (
+        "--prefill-context-parallel-size",
+        _parallel("prefill_context_parallel_size", 1),
+        _SEES_FEWER_TOKENS,
+    ),
+    ("--enable-dbo", _parallel("enable_dbo", False), _SEES_FEWER_TOKENS),
+    ("--ubatch-size", lambda c: getattr(c.parallel_config, "ubatch_size", 0) > 1, _SEES_FEWER_TOKENS),
+    (
+        "sequence-parallel MoE (expert with tensor and data parallelism)",
+        _parallel("use_sequence_parallel_moe", False),
+        _SEES_FEWER_TOKENS,
+    ),
+    (
+        "the compilation pass enable_sp",
+        lambda c: bool(getattr(c.compilation_config.pass_config, "enable_sp", False)),
+        _SEES_FEWER_TOKENS,
+    ),
+    ("--enable-elastic-ep", _parallel("enable_elastic_ep", False), "workers come and go"),
+    (
+        "--kv-sharing-fast-prefill",
+        lambda c: bool(c.cache_config.kv_sharing_fast_prefill),
+        _SEES_FEWER_TOKENS,
+    ),
+    (
+        "VLLM_USE_RUST_FRONTEND=1",
+        lambda c: _env("VLLM_USE_RUST_FRONTEND"),
+        "it does not pass through the Python front end that checks requests",
+    ),
+)
+
+
+def _env(name: str) -> bool:
+    import vllm.envs
+
+    return bool(getattr(vllm.envs, name, False))

@@ -1,0 +1,5 @@
+"""The errors that the plugin raises before an engine exists."""
+
+
+class GrainsConfigError(ValueError):
+    """A configuration that cannot be served; the message names the field, its value and the cure."""

@@ -1,0 +1,37 @@
+"""The one way this package changes vLLM: a named attribute of a named class, wrapped and undoable."""
+
+from collections.abc import Callable
+from typing import Any
+
+_ABSENT = object()
+_undo: list[tuple[Any, str, Any]] = []
+
+
+def wrap(owner: type, name: str, make: Callable[[Any], Any]) -> None:
+    """Replaces `owner.name` by `make(original)`.
+
+    `original` is the plain function, also where the class holds a static or class method; the
+    replacement is stored as the same kind of attribute.
+    """
+    raw = owner.__dict__.get(name, _ABSENT)
+    original = getattr(raw, "__func__", raw)
+    replacement = make(original)
+    if isinstance(raw, staticmethod | classmethod):
+        replacement = type(raw)(replacement)
+    _undo.append((owner, name, raw))
+    setattr(owner, name, replacement)
+
+
+def add(owner: type, name: str, function: Callable[..., Any]) -> None:
+    """Gives `owner` a method that it does not define itself."""
+    wrap(owner, name, lambda _: function)
+
+
+def unpatch() -> None:
+    """Puts every wrapped attribute back, last one first."""
+    while _undo:
+        owner, name, raw = _undo.pop()
+        if raw is _ABSENT:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, raw)

@@ -1,0 +1,278 @@
+"""The artifact: one safetensors file that holds one unit direction per decoder layer.
+
+Format version 1 (docs/artifact.md has the same in prose, for those who write one):
+
+- tensor `directions` [layers, hidden] float32: unit rows; an all-zero row means "no direction here".
+- tensor `reference_norms` [layers] float32: median ||h|| after each block where the vector was read.
+- metadata `grains`: a JSON object, the passport; `format_version`, `layer_convention` and `model`
+  are required in it, everything else describes where the vector came from.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+FORMAT_VERSION = 1
+LAYER_CONVENTION = "residual stream after block l, 0-based"
+_TENSORS = ("directions", "reference_norms")
+_UNIT_TOLERANCE = 1e-3
+
+
+class ArtifactError(ValueError):
+    """An artifact that cannot be used; the message names the field, what was found, what is allowed."""
+
+
+@dataclass(frozen=True)
+class ModelFingerprint:
+    """What a vector must have in common with the model it steers."""
+
+    architecture: str
+    hidden_size: int
+    num_layers: int
+
+    @classmethod
+    def of(cls, hf_config: Any) -> "ModelFingerprint":
+        """Reads the fingerprint off a transformers config (the text part of a multimodal one)."""
+        text = hf_config.get_text_config() if hasattr(hf_config, "get_text_config") else hf_config
+        architectures = getattr(hf_config, "architectures", None) or ["unknown"]
+        return cls(architectures[0], int(text.hidden_size), int(text.num_hidden_layers))
+
+    def require(self, model: "ModelFingerprint", source: str) -> None:
+        """Raises ArtifactError, naming both values, unless this vector fits `model`."""
+        for name in ("architecture", "hidden_size", "num_layers"):
+            mine, theirs = getattr(self, name), getattr(model, name)
+            if mine != theirs:
+                raise ArtifactError(
+                    f"{source}: made for a model with {name} {mine!r}, "
+                    f"but this model has {name} {theirs!r}"
+                )
+
+
+@dataclass(frozen=True)
+class SteeringVector:
+    """One direction per decoder layer, with the norms that give strengths their meaning.
+
+    Attributes:
+        directions: [layers, hidden] float32; rows are unit vectors or all zero (no direction).
+        reference_norms: [layers] float32, >= 0; a strength of 1 shifts layer l by this length.
+        model: the model family that it was made for.
+        passport: JSON-able facts about its origin: method, data, scores, recommendation.
+    """
+
+    directions: torch.Tensor
+    reference_norms: torch.Tensor
+    model: ModelFingerprint
+    passport: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_tensors(self.directions, self.reference_norms, self.model, "vector")
+
+    @property
+    def num_layers(self) -> int:
+        return self.directions.shape[0]
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that hold a direction, ascending."""
+        return self.directions.abs().sum(dim=1).nonzero().flatten().tolist()
+
+    @property
+    def recommended_layers(self) -> list[int]:
+        """The passport's `recommended.layers`, else every layer with a direction."""
+        return list(self.passport.get("recommended", {}).get("layers") or self.layers)
+
+    @property
+    def recommended_strength(self) -> float | None:
+        """The passport's `recommended.strength`, a fraction of the usual ||h||, if it has one."""
+        value = self.passport.get("recommended", {}).get("strength")
+        return None if value is None else float(value)
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over what decides the outcome of steering; the passport's prose is not part."""
+        hasher = hashlib.sha256()
+        facts = [FORMAT_VERSION, LAYER_CONVENTION, dataclasses.asdict(self.model)]
+        hasher.update(json.dumps(facts, sort_keys=True).encode())
+        for tensor in (self.directions, self.reference_norms):
+            hasher.update(tensor.contiguous().numpy().tobytes())
+        return hasher.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the artifact aside and renames it, so that `path` is never half a file."""
+        passport = {
+            **self.passport,
+            "format_version": FORMAT_VERSION,
+            "layer_convention": LAYER_CONVENTION,
+            "model": dataclasses.asdict(self.model),
+        }
+        payload = safetensors.torch.save(
+            {
+                "directions": self.directions.contiguous(),
+                "reference_norms": self.reference_norms.contiguous(),
+            },
+            metadata={"grains": json.dumps(passport, sort_keys=True, allow_nan=False)},
+        )
+        write_aside(path, payload)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], model: ModelFingerprint | None = None
+    ) -> "SteeringVector":
+        """Reads and validates an artifact.
+
+        Args:
+            path: a safetensors file of format version 1.
+            model: if given, the model it is to steer.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, of another format, or made for another
+                model; the message names the file, the field and both values.
+        """
+        source = os.fspath(path)
+        tensors, passport = _read(source)
+        fingerprint = _fingerprint(passport, source)
+        _check_tensors(tensors["directions"], tensors["reference_norms"], fingerprint, source)
+        if model is not None:
+            fingerprint.require(model, source)
+        vector = cls(tensors["directions"], tensors["reference_norms"], fingerprint, passport)
+        _check_recommendation(vector, source)
+        return vector
+
+
+def write_aside(path: str | os.PathLike[str], payload: bytes) -> None:
+    """Writes `payload` to a temporary neighbour of `path`, then renames it into place."""
+    target = Path(path)
+    handle, aside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o666 & ~_umask())
+        os.replace(aside, target)
+    except BaseException:
+        os.unlink(aside)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _read(source: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if not os.path.isfile(source):
+        raise ArtifactError(f"{source}: no such file")
+    try:
+        with safetensors.safe_open(source, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = sorted(file.keys())
+            if "grains" not in metadata:
+                raise ArtifactError(
+                    f"{source}: not a grains artifact (no 'grains' key in its safetensors metadata)"
+                )
+            if names != sorted(_TENSORS):
+                raise ArtifactError(
+                    f"{source}: holds the tensors {names}, format version {FORMAT_VERSION} holds "
+                    f"exactly {sorted(_TENSORS)}"
+                )
+            tensors = {name: file.get_tensor(name) for name in names}
+    except safetensors.SafetensorError as error:
+        raise ArtifactError(f"{source}: damaged or not a safetensors file ({error})") from error
+    try:
+        passport = json.loads(metadata["grains"])
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{source}: metadata 'grains' is not JSON ({error})") from error
+    if not isinstance(passport, dict):
+        raise ArtifactError(f"{source}: metadata 'grains' is not a JSON object")
+    return tensors, passport
+
+
+def _fingerprint(passport: dict[str, Any], source: str) -> ModelFingerprint:
+    version = passport.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{source}: format_version is {version!r}, this release reads {FORMAT_VERSION}"
+        )
+    convention = passport.get("layer_convention")
+    if convention != LAYER_CONVENTION:
+        raise ArtifactError(
+            f"{source}: layer_convention is {convention!r}, expected {LAYER_CONVENTION!r}"
+        )
+    model = passport.get("model")
+    kinds = {"architecture": str, "hidden_size": int, "num_layers": int}
+    if not isinstance(model, dict) or set(model) != set(kinds):
+        raise ArtifactError(
+            f"{source}: metadata model is {model!r}, expected an object with {sorted(kinds)}"
+        )
+    for name, kind in kinds.items():
+        if type(model[name]) is not kind:
+            raise ArtifactError(
+                f"{source}: metadata model.{name} is {model[name]!r}, expected {kind.__name__}"
+            )
+    return ModelFingerprint(**model)
+
+
+def _check_tensors(
+    directions: torch.Tensor, norms: torch.Tensor, model: ModelFingerprint, source: str
+) -> None:
+    shapes = {
+        "directions": (directions, (model.num_layers, model.hidden_size)),
+        "reference_norms": (norms, (model.num_layers,)),
+    }
+    for name, (tensor, shape) in shapes.items():
+        if tensor.dtype != torch.float32:
+            raise ArtifactError(f"{source}: {name} has dtype {tensor.dtype}, expected torch.float32")
+        if tuple(tensor.shape) != shape:
+            raise ArtifactError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shape} for this model"
+            )
+        if not torch.isfinite(tensor).all():
+            where = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+            raise ArtifactError(f"{source}: {name} holds a NaN or infinity at {where}")
+    lengths = directions.norm(dim=1)
+    bad = ((lengths - 1).abs() > _UNIT_TOLERANCE) & (lengths != 0)
+    if bad.any():
+        layer = int(bad.nonzero()[0])
+        raise ArtifactError(
+            f"{source}: the direction of layer {layer} has norm {lengths[layer]:.6g}, expected 1 "
+            "(or 0 for a layer without a direction)"
+        )
+    if not lengths.any():
+        raise ArtifactError(f"{source}: every direction is zero, there is nothing to steer with")
+    if (norms < 0).any():
+        layer = int((norms < 0).nonzero()[0])
+        raise ArtifactError(
+            f"{source}: the reference norm of layer {layer} is {norms[layer]:.6g}, expected >= 0"
+        )
+
+
+def _check_recommendation(vector: SteeringVector, source: str) -> None:
+    recommended = vector.passport.get("recommended", {})
+    if not isinstance(recommended, dict):
+        raise ArtifactError(f"{source}: recommended is {recommended!r}, expected an object")
+    layers, strength = recommended.get("layers"), recommended.get("strength")
+    if layers is not None and not (
+        isinstance(layers, list) and layers and all(type(n) is int for n in layers)
+    ):
+        raise ArtifactError(f"{source}: recommended.layers is {layers!r}, expected a list of ints")
+    if layers is not None and not set(layers) <= set(vector.layers):
+        raise ArtifactError(
+            f"{source}: recommended.layers is {layers}, but directions exist for {vector.layers}"
+        )
+    if strength is not None and not (
+        type(strength) in (int, float) and math.isfinite(strength)
+    ):
+        raise ArtifactError(f"{source}: recommended.strength is {strength!r}, expected a number")
