@@ -12,7 +12,13 @@ _V2 = "VLLM_USE_V2_MODEL_RUNNER"
 
 
 def prefer_v1_runner() -> None:
-    """Chooses vLLM's V1 model runner unless the operator has chosen; V2 cannot be steered yet."""
+    """Chooses vLLM's V1 model runner, the one that can be steered yet, for this process tree.
+
+    Raises:
+        GrainsConfigError: the operator has chosen V2.
+    """
+    if _env(_V2):
+        raise GrainsConfigError(f"--enable-grains cannot be used with {_V2}=1: set {_V2}=0")
     if _V2 not in os.environ:
         from vllm.logger import init_logger
 
@@ -43,7 +49,11 @@ _SEES_FEWER_TOKENS = "decoder layers would see other tokens than the ones that r
 
 # (the flag as the operator wrote it, whether this engine uses it, why it is refused)
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    (f"{_V2}=1", lambda c: bool(c.use_v2_model_runner), f"set {_V2}=0"),
+    (
+        "a feature that needs the V2 model runner",
+        lambda c: bool(c.use_v2_model_runner),
+        "steering runs on the V1 model runner",
+    ),
     (
         "a model that does not generate text (--runner pooling)",
         lambda c: c.model_config.runner_type != "generate",
@@ -75,7 +85,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         _SEES_FEWER_TOKENS,
     ),
     ("--enable-dbo", _parallel("enable_dbo", False), _SEES_FEWER_TOKENS),
-    ("--ubatch-size", lambda c: getattr(c.parallel_config, "ubatch_size", 0) > 1, _SEES_FEWER_TOKENS),
+    (
+        "--ubatch-size",
+        lambda c: getattr(c.parallel_config, "ubatch_size", 0) > 1,
+        _SEES_FEWER_TOKENS,
+    ),
     (
         "sequence-parallel MoE (expert with tensor and data parallelism)",
         _parallel("use_sequence_parallel_moe", False),

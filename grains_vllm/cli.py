@@ -25,7 +25,7 @@ def wrappers(unsupported: str | None) -> dict[str, Callable[[Any], Any]]:
             parser = original(parser)
             group = parser.add_argument_group(
                 title="GrainsConfig",
-                description="Steering vectors per request (grains-vllm).",
+                description="Steering vectors per request: --enable-grains, --grains-config.",
             )
             group.add_argument(
                 "--enable-grains",

@@ -112,7 +112,8 @@ class Catalogue:
         return cls(
             vectors,
             ModelFingerprint(**data["model"]),
-            default and Steering(vectors[default["name"]], default["strength"], default["positions"]),
+            default
+            and Steering(vectors[default["name"]], default["strength"], default["positions"]),
             data["layer_output"],
         )
 
@@ -247,7 +248,9 @@ def _default(value: Any, catalogue: Catalogue, where: str) -> Steering | None:
 def strength(value: Any, where: str, error: type[ValueError] = GrainsConfigError) -> float:
     """Checks a strength: a finite number (no bool) of at most MAX_STRENGTH in size."""
     if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > MAX_STRENGTH:
-        raise error(f"{where}: {value!r} is not a number between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}")
+        raise error(
+            f"{where}: {value!r} is not a number between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
+        )
     return float(value)
 
 
@@ -262,7 +265,7 @@ def one_of(
 
 def suggestion(found: str, known: tuple[str, ...] | list[str]) -> str:
     """' (did you mean X?)' where one of the known names is close."""
-    close = difflib.get_close_matches(found, known, n=1)
+    close = difflib.get_close_matches(found, known, n=1, cutoff=0.75)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -2,4 +2,4 @@
 
 
 class GrainsConfigError(ValueError):
-    """A configuration that cannot be served; the message names the field, its value and the cure."""
+    """A configuration that cannot be served; the message names the field, value and cure."""

@@ -67,9 +67,7 @@ def _write(request: Any, steering: Steering | None) -> None:
 def _check_model(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def check_model(self: Any, request: Any) -> Any:
-        catalogue = getattr(
-            getattr(self.models, "input_processor", None), "grains_catalogue", None
-        )
+        catalogue = getattr(getattr(self.models, "input_processor", None), "grains_catalogue", None)
         if catalogue is not None:
             try:
                 _resolve_alias(request, self.models.base_model_paths, catalogue)

@@ -1,4 +1,4 @@
-"""The one way this package changes vLLM: a named attribute of a named class, wrapped and undoable."""
+"""The one way this package changes vLLM: named attributes of classes, wrapped and undoable."""
 
 from collections.abc import Callable
 from typing import Any

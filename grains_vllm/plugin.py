@@ -6,7 +6,7 @@ wraps them. A server that did not ask for steering passes through each wrapper u
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -21,7 +21,7 @@ _registered = False
 
 @dataclass(frozen=True)
 class TouchPoint:
-    """A vLLM symbol that this package wraps or reads: where it is and the parameters it must have."""
+    """A vLLM symbol that this package wraps or reads, and the parameters it must have."""
 
     module: str
     owner: str
@@ -54,7 +54,9 @@ _RUNNER = "vllm.v1.worker.gpu_model_runner"
 SERVING = (
     TouchPoint(_INPUT, "InputProcessor", "__init__", ("vllm_config",)),
     TouchPoint(_INPUT, "InputProcessor", "process_inputs", ("request_id", "prompt", "params")),
-    TouchPoint("vllm.entrypoints.serve.engine.serving", "BaseServing", "_check_model", ("request",)),
+    TouchPoint(
+        "vllm.entrypoints.serve.engine.serving", "BaseServing", "_check_model", ("request",)
+    ),
     TouchPoint("vllm.entrypoints.serve.engine.serving", "BaseServing", "create_error_response"),
     TouchPoint(_MODELS, "OpenAIServingModels", "show_available_models"),
     TouchPoint("vllm.v1.worker.worker_base", "WorkerWrapperBase", "init_worker"),
@@ -119,7 +121,7 @@ def unregister() -> None:
     _registered = False
 
 
-def _wrap_all(module: str, owner: str, wrappers: dict[str, Callable[[Any], Any]]) -> None:
+def _wrap_all(module: str, owner: str, wrappers: Mapping[str, Callable[..., Any]]) -> None:
     cls = getattr(import_module(module), owner)
     for name, make in wrappers.items():
         wrap(cls, name, make)

@@ -1,4 +1,4 @@
-"""Which vector steers which token: one vectorised fill of the per-token buffers before each forward.
+"""Which vector steers which token: one vectorised fill of the buffers before each forward.
 
 The core knows requests, slots and positions, and nothing of vLLM's model runners; an adapter per
 runner (runner_v1.py) tells it who comes, who goes and what the next batch looks like.
@@ -85,7 +85,9 @@ class Routing:
             start = int(ends[index] - num_scheduled[index])
             end = int(ends[index])
             prompt_end = min(max(start + route.prompt_len - int(num_computed[index]), start), end)
-            off = slice(prompt_end, end) if route.positions == "prompt" else slice(start, prompt_end)
+            off = (
+                slice(prompt_end, end) if route.positions == "prompt" else slice(start, prompt_end)
+            )
             slot[off], strength[off] = 0, 0.0
 
     def _write(self, slot: np.ndarray, strength: np.ndarray) -> None:

@@ -13,7 +13,7 @@ SALT_PREFIX = "grains:"
 
 
 class SelectionError(ValueError):
-    """A request that cannot be steered as it asks; the message names the field and what is allowed."""
+    """A request that cannot be steered; the message names the field and what is allowed."""
 
 
 def select(extra_args: Mapping[str, Any] | None, catalogue: Catalogue) -> Steering | None:
@@ -39,12 +39,14 @@ def select(extra_args: Mapping[str, Any] | None, catalogue: Catalogue) -> Steeri
     if "steering" in fields:
         steering = parse_steering(fields["steering"], catalogue)
     if steering is None:
-        raise SelectionError(f"{next(iter(fields))} was given without steering; {_known(catalogue)}")
+        raise SelectionError(
+            f"{next(iter(fields))} was given without steering; {_known(catalogue)}"
+        )
     value, positions = steering.strength, steering.positions
     if "steering_strength" in fields:
         if "=" in str(fields.get("steering", "")):
             raise SelectionError(
-                f"steering_strength: steering is {fields['steering']!r}, which sets the strength too"
+                f"steering_strength: steering={fields['steering']!r} sets the strength too"
             )
         value = strength(fields["steering_strength"], "steering_strength", SelectionError)
     if "steering_positions" in fields:
@@ -59,7 +61,9 @@ def parse_steering(value: Any, catalogue: Catalogue) -> Steering:
     if not isinstance(value, str):
         raise SelectionError(f"steering: {value!r} is not text; {_known(catalogue)}")
     if "," in value:
-        raise SelectionError(f"steering: {value!r} names several vectors; one per request is allowed")
+        raise SelectionError(
+            f"steering: {value!r} names several vectors; one per request is allowed"
+        )
     name, equals, number = value.partition("=")
     entry = catalogue.vectors.get(name)
     if entry is None:
@@ -78,8 +82,9 @@ def _check_keys(asked: Mapping[str, Any]) -> None:
     for key in asked:
         if key == RESERVED or key.startswith(f"{RESERVED}_"):
             raise SelectionError(f"{key}: this key is reserved; allowed: {', '.join(FIELDS)}")
-        if key.startswith("steering") and key not in FIELDS:
-            close = suggestion(key, FIELDS)
+        close = suggestion(key, FIELDS)
+        # Other keys belong to other plugins, unless they look like one of ours misspelt.
+        if key not in FIELDS and (close or key.startswith("steering")):
             raise SelectionError(f"{key}: unknown key{close}; known keys: {', '.join(FIELDS)}")
 
 

@@ -2,8 +2,8 @@
 
 Format version 1 (docs/artifact.md has the same in prose, for those who write one):
 
-- tensor `directions` [layers, hidden] float32: unit rows; an all-zero row means "no direction here".
-- tensor `reference_norms` [layers] float32: median ||h|| after each block where the vector was read.
+- tensor `directions` [layers, hidden] float32: unit rows; an all-zero row has no direction.
+- tensor `reference_norms` [layers] float32: median ||h|| after each block, where h was read.
 - metadata `grains`: a JSON object, the passport; `format_version`, `layer_convention` and `model`
   are required in it, everything else describes where the vector came from.
 """
@@ -30,7 +30,7 @@ _UNIT_TOLERANCE = 1e-3
 
 
 class ArtifactError(ValueError):
-    """An artifact that cannot be used; the message names the field, what was found, what is allowed."""
+    """An artifact that cannot be used; the message names the field, the finding, the allowed."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class SteeringVector:
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) over what decides the outcome of steering; the passport's prose is not part."""
+        """sha256 (hex) over what decides the outcome of steering; the passport's prose is not."""
         hasher = hashlib.sha256()
         facts = [FORMAT_VERSION, LAYER_CONVENTION, dataclasses.asdict(self.model)]
         hasher.update(json.dumps(facts, sort_keys=True).encode())
@@ -234,7 +234,9 @@ def _check_tensors(
     }
     for name, (tensor, shape) in shapes.items():
         if tensor.dtype != torch.float32:
-            raise ArtifactError(f"{source}: {name} has dtype {tensor.dtype}, expected torch.float32")
+            raise ArtifactError(
+                f"{source}: {name} has dtype {tensor.dtype}, expected torch.float32"
+            )
         if tuple(tensor.shape) != shape:
             raise ArtifactError(
                 f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shape} for this model"
@@ -272,7 +274,5 @@ def _check_recommendation(vector: SteeringVector, source: str) -> None:
         raise ArtifactError(
             f"{source}: recommended.layers is {layers}, but directions exist for {vector.layers}"
         )
-    if strength is not None and not (
-        type(strength) in (int, float) and math.isfinite(strength)
-    ):
+    if strength is not None and not (type(strength) in (int, float) and math.isfinite(strength)):
         raise ArtifactError(f"{source}: recommended.strength is {strength!r}, expected a number")

@@ -32,7 +32,7 @@ WRAPPER = {"load_model": _load_model}
 
 
 def install(worker: Any, catalogue: Catalogue) -> None:
-    """Steers the worker's model: the bank on its device, the shift in its layers, routing per batch.
+    """Steers the worker's model: bank on its device, shift in its layers, routing per batch.
 
     Raises:
         GrainsConfigError, ArtifactError: the model or a vector is not what it was said to be.

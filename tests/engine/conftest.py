@@ -1,0 +1,74 @@
+"""One engine per (model, mode, dtype, with or without grains), shared by all tests that need it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.jobs import JOBS
+from tests.tiny import save_world
+
+ROOT = Path(__file__).parents[2]
+Answers = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("worlds")
+    for name in ("llama", "gpt2"):
+        save_world(folder, name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(worlds: Path) -> Callable[..., Answers]:
+    """engine(model, mode, dtype, grains=...) -> result by batch name, from one real run."""
+
+    @cache
+    def run(model: str, mode: str, dtype: str = "float32", grains: bool = True) -> Answers:
+        engine_args: dict[str, Any] = {"dtype": dtype}
+        if mode == "eager":
+            engine_args["enforce_eager"] = True
+        else:
+            engine_args["compilation_config"] = {"mode": int(mode)}
+        if grains:
+            engine_args["additional_config"] = {"grains": {"config": str(worlds / f"{model}.yaml")}}
+        batches = {
+            name: batch if grains else _plain(batch)
+            for name, batch in JOBS.items()
+            if grains or not batch.get("refused")
+        }
+        job = {
+            "model": str(worlds / model),
+            "engine": engine_args,
+            "batches": list(batches.values()),
+        }
+        stem = worlds / f"{model}-{mode}-{dtype}-{'grains' if grains else 'plain'}"
+        stem.with_suffix(".job.json").write_text(json.dumps(job))
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "tests.engine.engine_process",
+                str(stem.with_suffix(".job.json")),
+                str(stem.with_suffix(".result.json")),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        results = json.loads(stem.with_suffix(".result.json").read_text())
+        return dict(zip(batches, results, strict=True))
+
+    return run
+
+
+def _plain(batch: dict[str, Any]) -> dict[str, Any]:
+    requests = [{**request, "extra_args": None} for request in batch["requests"]]
+    return {**batch, "requests": requests}

@@ -1,0 +1,75 @@
+"""Runs one vLLM engine in a process of its own: reads a JSON job, writes a JSON result.
+
+A process per engine, because vLLM keeps global state that two engines of one process would share.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_NO_USAGE_STATS="1",
+)
+
+
+def main(job_path: str, result_path: str) -> None:
+    from vllm import LLM, SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    job = json.loads(Path(job_path).read_text())
+    llm = LLM(
+        job["model"],
+        skip_tokenizer_init=True,
+        max_model_len=256,
+        max_num_batched_tokens=256,  # Small: batches of long prompts are prefilled in chunks.
+        block_size=32,
+        **job["engine"],
+    )
+
+    def params(request: dict[str, Any]) -> Any:
+        return SamplingParams(
+            max_tokens=request.get("max_tokens", 4),
+            temperature=0,
+            logprobs=0,
+            prompt_logprobs=request.get("prompt_logprobs"),
+            detokenize=False,
+            ignore_eos=True,
+            extra_args=request.get("extra_args"),
+        )
+
+    def answer(output: Any) -> dict[str, Any]:
+        return {
+            "prompt_logprobs": [
+                next(iter(step.values())).logprob for step in (output.prompt_logprobs or [])[1:]
+            ],
+            "tokens": list(output.outputs[0].token_ids),
+            "logprobs": [
+                step[token].logprob
+                for step, token in zip(
+                    output.outputs[0].logprobs, output.outputs[0].token_ids, strict=True
+                )
+            ],
+            "cached": output.num_cached_tokens,
+        }
+
+    result = []
+    for batch in job["batches"]:
+        if batch.get("fresh_cache", True):
+            llm.reset_prefix_cache()
+        prompts = [{"prompt_token_ids": request["prompt"]} for request in batch["requests"]]
+        try:
+            outputs = llm.generate(prompts, [params(r) for r in batch["requests"]], use_tqdm=False)
+        except VLLMValidationError as error:
+            result.append({"error": str(error)})
+        else:
+            result.append({"answers": [answer(output) for output in outputs]})
+    Path(result_path).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,82 @@
+"""The batches that every engine is asked, by name; a plain engine gets them without steering."""
+
+from typing import Any
+
+from tests.tiny import VOCAB
+
+
+def prompt(seed: int, length: int = 70) -> list[int]:
+    return [(seed * 31 + i * (7 + seed)) % (VOCAB - 2) + 2 for i in range(length)]
+
+
+def request(seed: int, length: int = 70, **extra_args: Any) -> dict[str, Any]:
+    """A prompt and its steering; prompt log-probabilities let many tokens be compared."""
+    return {
+        "prompt": prompt(seed, length),
+        "extra_args": extra_args or None,
+        "prompt_logprobs": 0,
+    }
+
+
+# Eight requests, eight different (vector, strength), and every kind of positions.
+EIGHT = [
+    {"steering": "a"},
+    {"steering": "a", "steering_strength": -0.3},
+    {"steering": "b=1.5"},
+    {"steering": "b", "steering_strength": 0.2},
+    {"steering": "c"},
+    {"steering": "d"},
+    {"steering": "a", "steering_strength": 0.25, "steering_positions": "generation"},
+    {"steering": "d", "steering_strength": 9, "steering_positions": "all"},
+]
+_LONG = {"prompt": prompt(1, 130), "max_tokens": 6}
+REFUSED = {
+    "unknown name": {"steering": "z"},
+    "near miss": {"steering": "A"},
+    "not a number": {"steering": "a", "steering_strength": "strong"},
+    "not finite": {"steering": "a", "steering_strength": float("inf")},
+    "reserved key": {"grains": {"slot": "x", "strength": 1.0, "positions": "all"}},
+    "misspelt key": {"steering": "a", "steering_strenght": 2},
+    "several vectors": {"steering": "a,b"},
+    "unknown positions": {"steering": "a", "steering_positions": "start"},
+    "strength without a vector": {"steering_strength": 0.5},
+    "off with a strength": {"steering": "none", "steering_strength": 0.5},
+}
+
+JOBS: dict[str, Any] = {
+    "alone": {"requests": [request(0)]},
+    "eight": {
+        "requests": [request(seed, 20 + 11 * seed, **args) for seed, args in enumerate(EIGHT)]
+    },
+    # Every other request unsteered, more tokens than one step takes: chunked prefill, mixed steps.
+    "mixed": {
+        "requests": [
+            request(seed, 90, **(EIGHT[seed] if seed % 2 else {})) for seed in range(len(EIGHT))
+        ]
+    },
+    **{
+        f"solo {seed}": {"requests": [request(seed, 20 + 11 * seed, **args)]}
+        for seed, args in enumerate(EIGHT)
+    },
+    # Prefix caching: one prompt of four full blocks and two tokens, repeated under other steerings.
+    "cache plain": {"requests": [_LONG]},
+    **{
+        f"cache {label}": {"fresh_cache": False, "requests": [{**_LONG, "extra_args": args}]}
+        for label, args in {
+            "plain again": None,
+            "steered": {"steering": "a"},
+            "steered again": {"steering": "a=0.5"},
+            "other strength": {"steering": "a=0.25"},
+            "other positions": {"steering": "a", "steering_positions": "prompt"},
+            "other vector": {"steering": "c"},
+            "strength zero": {"steering": "a", "steering_strength": 0},
+            "off": {"steering": "none"},
+            "plain at last": None,
+        }.items()
+    },
+    **{
+        f"refused {label}": {"refused": True, "requests": [{**_LONG, "extra_args": args}]}
+        for label, args in REFUSED.items()
+    },
+    "after refusals": {"requests": [request(0)]},
+}

@@ -1,0 +1,120 @@
+"""Engines that cannot be steered are refused before they start, through vLLM's own EngineArgs."""
+
+import argparse
+
+import pytest
+
+from grains_vllm import plugin
+from grains_vllm.errors import GrainsConfigError
+from tests.tiny import save_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("admission")
+    for name in ("llama", "gpt2"):
+        save_world(folder, name)
+    return folder
+
+
+@pytest.fixture
+def vllm_config(world, monkeypatch):
+    """vllm_config(model, yaml, **engine_args) -> the VllmConfig that an engine would get."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    plugin.register()
+
+    def build(model="llama", yaml="llama.yaml", **more):
+        return EngineArgs(
+            model=str(world / model),
+            skip_tokenizer_init=True,
+            additional_config={"grains": {"config": str(world / yaml)}},
+            **more,
+        ).create_engine_config()
+
+    yield build
+    plugin.unregister()
+
+
+def test_a_plain_engine_is_admitted_and_keyed_apart(vllm_config, world):
+    from vllm.engine.arg_utils import EngineArgs
+
+    steered = vllm_config()
+    grains = steered.additional_config["grains"]
+    assert [entry["name"] for entry in grains["resolved"]] == ["a", "b", "c", "d"]
+    plain = EngineArgs(model=str(world / "llama"), skip_tokenizer_init=True).create_engine_config()
+    assert plain.compute_hash() != steered.compute_hash()  # The compile cache's key.
+
+
+def test_engine_args_stay_as_the_user_wrote_them(world, vllm_config):
+    from vllm.engine.arg_utils import EngineArgs
+
+    asked = {"grains": {"config": str(world / "llama.yaml")}}
+    args = EngineArgs(model=str(world / "llama"), skip_tokenizer_init=True, additional_config=asked)
+    first, second = args.create_engine_config(), args.create_engine_config()
+    assert args.additional_config == asked
+    assert first.additional_config == second.additional_config
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+         "cannot be used with --speculative-config"),
+        ({"enable_lora": True}, "cannot be used with --enable-lora"),
+        ({"pipeline_parallel_size": 2}, "cannot be used with --pipeline-parallel-size"),
+        ({"runner": "pooling"}, "cannot be used with a model that does not generate"),
+    ],
+)  # fmt: skip
+def test_refuses(vllm_config, more, message):
+    with pytest.raises(GrainsConfigError) as error:
+        vllm_config(**more)
+    assert message in str(error.value)
+
+
+def test_refuses_the_v2_runner_when_the_operator_insists(vllm_config, monkeypatch):
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(GrainsConfigError, match="set VLLM_USE_V2_MODEL_RUNNER=0"):
+        vllm_config()
+
+
+def test_refuses_another_models_vectors_naming_both(vllm_config):
+    with pytest.raises(GrainsConfigError, match=r"'LlamaForCausalLM'.*'GPT2LMHeadModel'"):
+        vllm_config(model="gpt2")
+
+
+def test_refuses_everything_on_an_unsupported_vllm(world, monkeypatch):
+    import vllm
+    from vllm.engine.arg_utils import EngineArgs
+
+    monkeypatch.setattr(vllm, "__version__", "0.99.0")
+    plugin.register()
+    try:
+        EngineArgs(model=str(world / "llama"), skip_tokenizer_init=True).create_engine_config()
+        with pytest.raises(
+            GrainsConfigError, match=r"supports vLLM 0\.26 to 0.33, but vLLM 0.99.0"
+        ):
+            EngineArgs(
+                model=str(world / "llama"), additional_config={"grains": {"config": "x.yaml"}}
+            ).create_engine_config()
+    finally:
+        plugin.unregister()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--enable-grains"], "--enable-grains needs --grains-config FILE"),
+        (["--grains-config", "x.yaml"], "without --enable-grains"),
+    ],
+)
+def test_flags_come_as_a_pair(vllm_config, argv, message):
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    args = parser.parse_args(["--model", "m", *argv])
+    assert isinstance(args, argparse.Namespace)
+    with pytest.raises(GrainsConfigError, match=message):
+        EngineArgs.from_cli_args(args)

@@ -1,0 +1,124 @@
+"""steering.yaml: what it means, and that nothing in it is ignored or guessed."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from grains_vllm.config import Catalogue, catalogue_of, read_catalogue
+from grains_vllm.errors import GrainsConfigError
+from tests.tiny import random_vector
+
+ONE = {"path": "one.safetensors", "strength": 0.5}
+
+
+def test_reads_an_entry(catalogue, folder):
+    entry = catalogue({"v": {**ONE, "layers": [2, 0], "description": "x"}}).vectors["v"]
+    assert entry.path == str((folder / "one.safetensors").resolve())
+    assert (entry.strength, entry.layers, entry.positions) == (0.5, (0, 2), "all")
+    assert entry.digest == random_vector("llama", 0).digest
+
+
+def test_paths_are_relative_to_the_yaml_not_to_the_working_directory(
+    catalogue, tmp_path_factory, monkeypatch
+):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert catalogue().vectors
+
+
+def test_defaults_come_from_the_artifacts_recommendation(catalogue, folder):
+    vector = random_vector("llama", 0)
+    recommended = {"recommended": {"layers": [3, 1], "strength": 0.7}}
+    dataclasses.replace(vector, passport=recommended).save(folder / "one.safetensors")
+    entry = catalogue({"v": {"path": "one.safetensors"}}).vectors["v"]
+    assert (entry.layers, entry.strength) == ((1, 3), 0.7)
+
+
+def test_canonical_form_survives_json_and_ignores_order(catalogue):
+    first = catalogue({"a": ONE, "b": {**ONE, "layers": [1]}}, default="b=2")
+    second = catalogue({"b": {"layers": 1, **ONE}, "a": ONE}, default="b=2")
+    assert first.to_json() == second.to_json()
+    back = Catalogue.from_json(json.loads(json.dumps(first.to_json())))
+    assert back.vectors == dict(first.vectors) and back.default == first.default
+    assert back.to_json() == first.to_json()
+
+
+def test_slot_and_digest_follow_what_decides_the_outcome(catalogue):
+    entries = catalogue(
+        {
+            "base": ONE,
+            "stronger": {**ONE, "strength": 2},
+            "fewer": {**ONE, "layers": [1]},
+            "absolute": {**ONE, "scale": "absolute"},
+            "other": {"path": "two.safetensors", "strength": 0.5},
+        }
+    ).vectors
+    assert entries["base"].slot_key == entries["stronger"].slot_key
+    assert len({entry.slot_key for entry in entries.values()}) == 4
+
+
+def test_an_engine_without_grains_has_no_catalogue():
+    assert catalogue_of(SimpleNamespace(additional_config={"somebody": "else"})) is None
+
+
+@pytest.mark.parametrize(
+    ("vectors", "top", "message"),
+    [
+        ({}, {}, "vectors must map at least one name"),
+        ([ONE], {}, "vectors must map at least one name"),
+        ({"v": ONE}, {"defualt": "v"}, "unknown key 'defualt' (did you mean 'default'?)"),
+        ({"v": {**ONE, "strenght": 1}}, {}, "vectors.v: unknown key 'strenght' (did you mean"),
+        ({"v": {"strength": 1}}, {}, "vectors.v.path: None is not a file name"),
+        ({"v": "one.safetensors"}, {}, "vectors.v: expected a mapping with the key 'path'"),
+        ({"v": {**ONE, "path": "no"}}, {}, "no: no such file"),
+        ({"v": {"path": "one.safetensors"}}, {}, "vectors.v.strength: missing, and the artifact"),
+        ({"v": {**ONE, "strength": "much"}}, {}, "vectors.v.strength: 'much' is not a number"),
+        ({"v": {**ONE, "strength": True}}, {}, "vectors.v.strength: True is not a number"),
+        ({"v": {**ONE, "strength": float("nan")}}, {}, "vectors.v.strength: nan is not a number"),
+        ({"v": {**ONE, "layers": [4]}}, {}, "vectors.v.layers: [4] have no direction"),
+        ({"v": {**ONE, "layers": []}}, {}, "vectors.v.layers: [] is not a layer number"),
+        ({"v": {**ONE, "layers": "1-2"}}, {}, "vectors.v.layers: '1-2' is not a layer number"),
+        ({"v": {**ONE, "positions": "answer"}}, {}, "'answer' is not one of all, prompt, gener"),
+        ({"v": {**ONE, "scale": "big"}}, {}, "'big' is not one of relative, absolute"),
+        ({"v": {**ONE, "description": 3}}, {}, "vectors.v.description: 3 is not text"),
+        ({"none": ONE}, {}, "'none' cannot name a vector"),
+        ({"a=b": ONE}, {}, "'a=b' cannot name a vector"),
+        ({"v": ONE}, {"default": "w"}, "default: steering: unknown vector 'w'"),
+        ({"v": ONE}, {"layer_output": "both"}, "layer_output is 'both', allowed: sum, single"),
+    ],
+)
+def test_refuses(catalogue, vectors, top, message):
+    with pytest.raises(GrainsConfigError) as error:
+        catalogue(vectors, **top)
+    assert message in str(error.value)
+    assert "steering.yaml" in str(error.value)
+
+
+def test_refuses_vectors_of_different_models(catalogue, folder):
+    random_vector("gpt2", 0).save(folder / "two.safetensors")
+    with pytest.raises(GrainsConfigError, match="different models"):
+        catalogue()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vectors: {v: {path: a}, v: {path: b}}", "the key 'v' stands here twice"),
+        ("vectors: [", "not valid YAML"),
+        ("just text", "expected a mapping"),
+        ("vectors: {v: !!python/object/apply:os.system [x]}", "not valid YAML"),
+    ],
+)
+def test_refuses_bad_yaml(tmp_path, text, message):
+    path = tmp_path / "steering.yaml"
+    path.write_text(text)
+    with pytest.raises(GrainsConfigError, match=message):
+        read_catalogue({"config": str(path)})
+
+
+def test_refuses_a_missing_file_and_a_mixed_form(tmp_path):
+    with pytest.raises(GrainsConfigError, match="cannot be read"):
+        read_catalogue({"config": str(tmp_path / "no.yaml")})
+    with pytest.raises(GrainsConfigError, match=r"\['vectors'\] belong into that file"):
+        read_catalogue({"config": "x.yaml", "vectors": {}})

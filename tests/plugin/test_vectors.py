@@ -1,0 +1,154 @@
+"""The artifact: what is written is what is read, and everything else is refused by name."""
+
+import json
+import stat
+
+import pytest
+import safetensors.torch
+import torch
+
+from grains_vllm.vectors import (
+    LAYER_CONVENTION,
+    ArtifactError,
+    ModelFingerprint,
+    SteeringVector,
+    write_aside,
+)
+
+MODEL = ModelFingerprint("LlamaForCausalLM", 4, 3)
+
+
+def vector(**changes):
+    directions = torch.eye(3, 4)
+    return SteeringVector(
+        **{
+            "directions": directions,
+            "reference_norms": torch.tensor([1.0, 2.0, 3.0]),
+            "model": MODEL,
+            "passport": {"method": "test", "recommended": {"layers": [1], "strength": 0.3}},
+            **changes,
+        }
+    )
+
+
+def write(path, tensors=None, passport=None, drop=()):
+    passport = {
+        "format_version": 1,
+        "layer_convention": LAYER_CONVENTION,
+        "model": {"architecture": "LlamaForCausalLM", "hidden_size": 4, "num_layers": 3},
+        **(passport or {}),
+    }
+    tensors = {"directions": torch.eye(3, 4), "reference_norms": torch.ones(3), **(tensors or {})}
+    for key in drop:
+        passport.pop(key, None)
+        tensors.pop(key, None)
+    safetensors.torch.save_file(tensors, path, metadata={"grains": json.dumps(passport)})
+    return path
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "v.safetensors"
+    vector().save(path)
+    loaded = SteeringVector.load(path, MODEL)
+    assert torch.equal(loaded.directions, vector().directions)
+    assert torch.equal(loaded.reference_norms, vector().reference_norms)
+    assert loaded.passport["method"] == "test"
+    assert (loaded.recommended_layers, loaded.recommended_strength) == ([1], 0.3)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["v.safetensors"]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o044  # Readable by a server of another user.
+
+
+def test_digest_covers_what_steers_and_nothing_else(tmp_path):
+    path = write(tmp_path / "v.safetensors", passport={"note": "other prose"})
+    plain = vector(reference_norms=torch.ones(3)).digest
+    assert SteeringVector.load(path).digest == plain
+    assert vector().digest != plain
+    assert vector(directions=torch.eye(3, 4).flip(0)).digest != vector().digest
+    other = ModelFingerprint("Qwen2ForCausalLM", 4, 3)
+    assert vector(model=other).digest != vector().digest
+
+
+def test_digest_is_stable_across_releases():
+    """A changed digest would silently empty prefix caches; change it only with the format."""
+    assert vector().digest.startswith("9a400142e6cef87ae3538bcf4a262e1e")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tensors": {"directions": torch.eye(3, 4).half()}}, "directions has dtype torch.float16"),
+        ({"tensors": {"directions": torch.eye(2, 4)}}, r"directions has shape \(2, 4\), expected"),
+        ({"tensors": {"reference_norms": torch.ones(4)}}, r"reference_norms has shape \(4,\)"),
+        ({"tensors": {"directions": torch.eye(3, 4) * torch.nan}}, "directions holds a NaN"),
+        ({"tensors": {"reference_norms": torch.ones(3) / 0}}, "reference_norms holds a NaN or inf"),
+        ({"tensors": {"reference_norms": -torch.ones(3)}}, "reference norm of layer 0 is -1"),
+        ({"tensors": {"directions": 2 * torch.eye(3, 4)}}, "direction of layer 0 has norm 2"),
+        ({"tensors": {"directions": torch.zeros(3, 4)}}, "every direction is zero"),
+        ({"tensors": {"extra": torch.ones(1)}}, r"holds the tensors .*'extra'"),
+        ({"drop": ["reference_norms"]}, r"holds the tensors \['directions'\]"),
+        ({"passport": {"format_version": 2}}, "format_version is 2, this release reads 1"),
+        ({"passport": {"layer_convention": "before block l"}}, "layer_convention is 'before"),
+        ({"drop": ["model"]}, "metadata model is None"),
+        ({"passport": {"model": {"architecture": "X", "hidden_size": "4", "num_layers": 3}}},
+         "model.hidden_size is '4', expected int"),
+        ({"passport": {"recommended": {"layers": [7]}}}, r"recommended.layers is \[7\]"),
+        ({"passport": {"recommended": {"layers": "all"}}}, "recommended.layers is 'all'"),
+        ({"passport": {"recommended": {"strength": "strong"}}}, "recommended.strength is 'strong'"),
+        ({"passport": {"recommended": 3}}, "recommended is 3"),
+    ],
+)  # fmt: skip
+def test_refuses(tmp_path, change, message):
+    path = write(tmp_path / "v.safetensors", **change)
+    with pytest.raises(ArtifactError, match=message) as error:
+        SteeringVector.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_refuses_a_truncated_file(tmp_path):
+    path = write(tmp_path / "v.safetensors")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match="damaged or not a safetensors file"):
+        SteeringVector.load(path)
+
+
+def test_refuses_foreign_and_missing_files(tmp_path):
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file({"directions": torch.eye(3)}, foreign)
+    with pytest.raises(ArtifactError, match="not a grains artifact"):
+        SteeringVector.load(foreign)
+    with pytest.raises(ArtifactError, match="no such file"):
+        SteeringVector.load(tmp_path / "missing")
+    pickled = tmp_path / "pickle.safetensors"
+    torch.save({"directions": torch.eye(3)}, pickled)
+    with pytest.raises(ArtifactError, match="not a safetensors file"):
+        SteeringVector.load(pickled)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (ModelFingerprint("Qwen2ForCausalLM", 4, 3), "'LlamaForCausalLM'.*'Qwen2ForCausalLM'"),
+        (ModelFingerprint("LlamaForCausalLM", 8, 3), "hidden_size 4, but this model .* 8"),
+        (ModelFingerprint("LlamaForCausalLM", 4, 2), "num_layers 3, but this model .* 2"),
+    ],
+)
+def test_refuses_another_model_naming_both(tmp_path, model, message):
+    path = write(tmp_path / "v.safetensors")
+    with pytest.raises(ArtifactError, match=message):
+        SteeringVector.load(path, model)
+
+
+def test_layers_without_a_direction_are_zero_rows(tmp_path):
+    directions = torch.eye(3, 4)
+    directions[0] = 0
+    assert vector(directions=directions).layers == [1, 2]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "v"
+    path.write_bytes(b"old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_aside(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["v"]
