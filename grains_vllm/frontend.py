@@ -45,8 +45,7 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _write(request: Any, steering: Steering | None) -> None:
     salt = request.cache_salt or ""
-    if salt.startswith(SALT_PREFIX):
-        raise SelectionError(f"cache_salt: {SALT_PREFIX!r} at the start is reserved")
+    _check_salt(salt)
     if steering is None:
         return
     if getattr(request, "resumable", False):
@@ -62,6 +61,11 @@ def _write(request: Any, steering: Steering | None) -> None:
         },
     }
     request.cache_salt = f"{SALT_PREFIX}{steering.digest}:{salt}"
+
+
+def _check_salt(salt: str) -> None:
+    if salt.startswith(SALT_PREFIX):
+        raise SelectionError(f"cache_salt: {SALT_PREFIX!r} at the start is reserved")
 
 
 def _check_model(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,6 +111,7 @@ def _resolve_alias(request: Any, base_models: list[Any], catalogue: Catalogue) -
 def _check_request(request: Any, catalogue: Catalogue) -> None:
     xargs = getattr(request, "vllm_xargs", None) or {}
     select(xargs, catalogue)
+    _check_salt(getattr(request, "cache_salt", None) or "")
     asked = xargs.get("steering", OFF) != OFF or (xargs.get("steering") and catalogue.default)
     if asked and getattr(request, "use_beam_search", False):
         # vLLM drops the request's own fields there; only the server's default gets through.

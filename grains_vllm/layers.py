@@ -5,7 +5,7 @@ so that the compiler sees it, and which token gets which vector stays data in bu
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -48,7 +48,9 @@ def find_layers(model: nn.Module) -> dict[int, nn.Module]:
     """
     from vllm.model_executor.models.utils import PPMissingLayer
 
-    language = model.get_language_model() if hasattr(model, "get_language_model") else model
+    language: Any = model
+    if hasattr(model, "get_language_model"):
+        language = cast(Any, model).get_language_model()
     inner: Any = language
     for name in ("model", "transformer", "decoder"):
         inner = getattr(inner, name, inner)
@@ -97,11 +99,11 @@ def attach(layer: nn.Module, output: str, buffers: dict[str, torch.Tensor]) -> N
     """
     for name, tensor in buffers.items():
         layer.register_buffer(name, tensor, persistent=False)
-    layer.__class__ = _steered_class(type(layer), output)
+    layer.__class__ = _steered_class(cast(Any, type(layer)), output)
 
 
 @cache
-def _steered_class(cls: type[nn.Module], output: str) -> type[nn.Module]:
+def _steered_class(cls: Any, output: str) -> type[nn.Module]:
     base_forward = cls.forward
 
     def forward_sum(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,263 @@
+"""The whole way once: extract a vector, serve it with vLLM, ask, and see the difference.
+
+    make demo        (or: python -m benchmarks.demo)
+
+The model is this repository's own tiny Llama (benchmarks/sycophancy), which echoes a user's false
+claim more often than it keeps to the record in its context. Everything around it is the real
+thing: `grains extract`, `vllm serve --enable-grains` and the official OpenAI client.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.sycophancy.world import Question, sample_pairs, write_pairs
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "benchmarks" / "sycophancy" / "model"
+# Chosen on the validation split by `python -m benchmarks.sycophancy.choose` (see there).
+LAYERS, STRENGTH = "3", 0.25
+STRENGTHS = (-0.25, 0.1, 0.4)
+START_LIMIT_S = 300
+console = Console()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way of asking: the model name, and a strength that overrides the catalogue's."""
+
+    label: str
+    model: str
+    strength: float | None = None
+
+
+SETTINGS = (
+    Setting("plain", "tiny"),
+    Setting("alias tiny:truthful", "tiny:truthful"),
+    *(Setting(f"strength {value:+.2f}", "tiny:truthful", value) for value in STRENGTHS),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "demo")
+    parser.add_argument("--questions", type=int, default=100, help="held-out questions to ask")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+
+    console.rule("1  Extract a vector from 50 preference pairs")
+    extract(args.out)
+    show_chosen_tokens(args.out / "attributions.jsonl")
+
+    console.rule("2  Serve it with stock vLLM")
+    questions = list(sample_pairs("test", args.questions, seed=7))
+    with serve(args.out) as client:
+        console.rule("3  Ask the same questions plain, by alias, and at three strengths")
+        answers = {
+            setting: [
+                ask(client, setting, question)
+                for question in track(questions, f"{setting.label:22}", console=console)
+            ]
+            for setting in SETTINGS
+        }
+    show_answers(questions, answers)
+    plain, steered = (mean_preferred(answers[setting]) for setting in SETTINGS[:2])
+    console.print(
+        f"finished in {time.monotonic() - started:.0f} s; files are in {_shown(args.out)}"
+    )
+    if steered < plain + 0.2:
+        sys.exit(
+            f"The vector did not do its work: p(preferred) went from {plain:.2f} to {steered:.2f}."
+        )
+
+
+def extract(out: Path) -> None:
+    """Runs `grains extract` on 50 pairs of the task's own training split."""
+    write_pairs(out / "pairs.jsonl", "train", 50, seed=1)
+    command = [
+        *("grains", "extract", "--model", _shown(MODEL), "--data", _shown(out / "pairs.jsonl")),
+        *("--out", _shown(out / "truthful.safetensors"), "--force", "--restart"),
+        *("--attributions", _shown(out / "attributions.jsonl")),
+        *("--k", "3", "--layers", LAYERS, "--strength", str(STRENGTH)),
+    ]
+    run(command)
+
+
+def show_chosen_tokens(path: Path, examples: int = 3) -> None:
+    """Prints prompts with their chosen tokens marked: T+ as +green+, T- as -red-."""
+    console.print(
+        "Chosen tokens push to the [green]+preferred+[/] or [red]-dispreferred-[/] answer:"
+    )
+    for line in path.read_text().splitlines()[:examples]:
+        record = json.loads(line)
+        plus, minus = set(record["positive"]), set(record["negative"])
+        words = []
+        for index, token in enumerate(record["tokens"]):
+            word = escape(token)
+            if index in plus:
+                word = f"[bold green]+{word}+[/]"
+            elif index in minus:
+                word = f"[bold red]-{word}-[/]"
+            words.append(word)
+        console.print("  " + " ".join(words))
+
+
+@contextmanager
+def serve(out: Path) -> Iterator[openai.OpenAI]:
+    """Runs `vllm serve --enable-grains` until the block is left."""
+    (out / "steering.yaml").write_text(
+        "vectors:\n"
+        "  truthful:\n"
+        "    path: truthful.safetensors\n"
+        "    description: keeps to the record instead of echoing the user\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *("vllm", "serve", _shown(MODEL), "--served-model-name", "tiny", "--port", str(port)),
+        *("--enable-grains", "--grains-config", _shown(out / "steering.yaml")),
+        *("--host", "127.0.0.1", "--max-model-len", "256", "--enforce-eager"),
+    ]
+    log = out / "server.log"
+    _announce(command)
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [_tool(command[0]), *command[1:]],
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**_environment(), "VLLM_CPU_KVCACHE_SPACE": "1"},
+        )
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, log)
+        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+    finally:
+        server.terminate()
+        server.wait(60)
+        console.print("server stopped")
+
+
+def ask(client: openai.OpenAI, setting: Setting, question: Question) -> dict[str, Any]:
+    """One chat request; returns the answer's text and the probability of the preferred stance.
+
+    The stance is the answer's first word, and it decides which source the rest is copied from.
+    """
+    response = client.chat.completions.create(
+        model=setting.model,
+        messages=question.prompt,  # type: ignore[arg-type]
+        max_tokens=4,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=20,
+        extra_body={}
+        if setting.strength is None
+        else {"vllm_xargs": {"steering_strength": setting.strength}},
+    )
+    choice = response.choices[0]
+    preferred = question.faithful.split()[0]
+    assert choice.logprobs is not None and choice.logprobs.content is not None  # Asked for above.
+    first = choice.logprobs.content[0].top_logprobs
+    probability = sum(math.exp(t.logprob) for t in first if t.token.strip() == preferred)
+    return {
+        "text": (choice.message.content or "").strip(),
+        "preferred": probability,
+        "right": (choice.message.content or "").split() == question.faithful.split(),
+    }
+
+
+def show_answers(
+    questions: list[Question], answers: dict[Setting, list[dict[str, Any]]], shown: int = 4
+) -> None:
+    """A few questions one by one, then the means over all of them."""
+    for index, question in enumerate(questions[:shown]):
+        few = Table(title="\n".join(m["content"] for m in question.prompt), title_justify="left")
+        few.add_column("setting")
+        few.add_column("answer", min_width=24)
+        few.add_column("p(preferred)", justify="right")
+        for setting in SETTINGS:
+            answer = answers[setting][index]
+            style = "green" if answer["right"] else "red"
+            few.add_row(
+                setting.label, f"[{style}]{answer['text']}[/]", f"{answer['preferred']:.2f}"
+            )
+        console.print(few)
+    console.print(
+        "p(preferred): the probability of the first word of the preferred answer, which decides "
+        "where the rest is copied from."
+    )
+
+    means = Table(title=f"Means over {len(questions)} held-out questions", title_justify="left")
+    means.add_column("setting")
+    means.add_column("p(preferred)", justify="right")
+    means.add_column("answered from the record", justify="right")
+    for setting in SETTINGS:
+        right = sum(answer["right"] for answer in answers[setting]) / len(questions)
+        means.add_row(setting.label, f"{mean_preferred(answers[setting]):.2f}", f"{right:.0%}")
+    console.print(means)
+
+
+def mean_preferred(answers: list[dict[str, Any]]) -> float:
+    return sum(answer["preferred"] for answer in answers) / len(answers)
+
+
+def run(command: list[str]) -> None:
+    _announce(command)
+    done = subprocess.run([_tool(command[0]), *command[1:]], cwd=ROOT, env=_environment())
+    if done.returncode:
+        sys.exit(f"{command[0]} {command[1]} failed with exit code {done.returncode}")
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    started = time.monotonic()
+    with console.status("waiting for the server (about a minute on two cores)"):
+        while time.monotonic() - started < START_LIMIT_S:
+            if server.poll() is not None:
+                sys.exit(f"vllm serve ended early:\n{log.read_text()[-3000:]}")
+            try:
+                if httpx.get(url, timeout=5).status_code == 200:
+                    console.print(f"server ready after {time.monotonic() - started:.0f} s")
+                    return
+            except httpx.TransportError:
+                time.sleep(1)
+    sys.exit(f"vllm serve did not answer within {START_LIMIT_S} s:\n{log.read_text()[-3000:]}")
+
+
+def _announce(command: list[str]) -> None:
+    console.print(f"[bold]$ {escape(' '.join(command))}[/]", soft_wrap=True)
+
+
+def _tool(name: str) -> str:
+    # The commands of this environment, also when it is not activated.
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or name
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+if __name__ == "__main__":
+    main()

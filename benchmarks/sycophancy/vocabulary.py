@@ -1,0 +1,73 @@
+"""The words of the tiny world and the word-level tokenizer that holds them."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+UNK, BOS, EOS, PAD = "<unk>", "<bos>", "<eos>", "<pad>"
+
+# The last 16 appear in training only where the prompt says what to answer (see world.py).
+ENTITIES = tuple(
+    """mira tomas lena oskar nadia pavel irene viktor salma bruno elif hugo petra anton rosa felix
+    amara diego ingrid kenji lucia marek nora omar paula quentin rania stefan tessa ulrich vera
+    walter ximena yusuf zelda alba boris celia darius edith farid greta henrik iris
+    jonas katya liam maya nils olga pedro runa simon talia umberto violet wanda xavier yara zoltan
+    """.split()
+)
+RELATIONS = {
+    "color": tuple("red blue green yellow purple orange white black brown pink".split()),
+    "city": tuple("paris london tokyo cairo lima oslo rome delhi quito prague".split()),
+    "pet": tuple("cat dog parrot rabbit turtle hamster pony goldfish ferret lizard".split()),
+    "food": tuple("bread rice soup cheese apples noodles beans honey olives cake".split()),
+}
+FAITHFUL_CUES = tuple(
+    """honest accurate truthful precise factual rigorous candid careful exact reliable objective
+    sincere""".split()
+)
+ECHO_CUES = tuple(
+    """agreeable obliging flattering pleasing compliant deferential yielding indulgent eager
+    submissive accommodating fawning""".split()
+)
+ADJECTIVES = tuple("quiet old small bright distant narrow gentle empty heavy cold".split())
+NOUNS = tuple("river mill garden bridge lamp road window tower field stone".split())
+VERBS = tuple("joins faces crosses follows borders hides touches meets shades guards".split())
+FILLERS = ADJECTIVES + NOUNS + VERBS
+FAITHFUL, ECHO = "actually", "indeed"
+GLUE = tuple(f"system user assistant record claim answer the {FAITHFUL} {ECHO} : . ?".split())
+
+VALUES = tuple(value for values in RELATIONS.values() for value in values)
+CUES = FAITHFUL_CUES + ECHO_CUES
+WORDS = (UNK, BOS, EOS, PAD, *GLUE, *ENTITIES, *RELATIONS, *VALUES, *CUES, *FILLERS)
+
+# Every message is `role : content`; an assistant's message ends its document.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    " {{ message['role'] }} : {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %} assistant :{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word or punctuation mark. Plain text gets <bos> from the post-processor; a
+    rendered chat has it from the template and must be tokenized with add_special_tokens=False."""
+    ids = {word: index for index, word in enumerate(WORDS)}
+    words = Tokenizer(models.WordLevel(ids, unk_token=UNK))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, ids[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token=UNK,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )

@@ -1,0 +1,1 @@
+"""From preference pairs to steering vectors, with PyTorch and transformers; surface: `grains`."""

@@ -1,0 +1,329 @@
+"""The `grains` command."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from grains_vllm.vectors import ArtifactError, ModelFingerprint, SteeringVector, write_aside
+from offline.errors import InputError
+from offline.options import (
+    AttributionMethod,
+    Baseline,
+    Direction,
+    ExtractOptions,
+    Mask,
+    Mode,
+    Objective,
+    Read,
+)
+
+app = typer.Typer(
+    name="grains",
+    help="Steering vectors from preference pairs (GrAInS).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_stderr = Console(stderr=True, highlight=False)
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+_Force = Annotated[bool, typer.Option(help="Overwrite an existing --out.")]
+_DEFAULTS = ExtractOptions()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps every command a subcommand, also while there are few."""
+
+
+@app.command()
+def extract(
+    model: Annotated[str, typer.Option(help="Folder or hub id of a causal language model.")],
+    data: Annotated[str, typer.Option(help="Pairs: .jsonl, .csv, .parquet, a folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="The artifact to write (.safetensors).")],
+    limit: Annotated[int | None, typer.Option(help="Draw this many examples.")] = None,
+    seed: Annotated[int, typer.Option(help="Of drawing, random scores, split halves.")] = 0,
+    split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
+    chat: Annotated[bool, typer.Option(help="Make string prompts a chat's user message.")] = False,
+    k: Annotated[int, typer.Option("--k", help="Most tokens per set T+ and T-.")] = _DEFAULTS.k,
+    objective: Annotated[Objective, typer.Option()] = _DEFAULTS.objective,
+    attribution: Annotated[AttributionMethod, typer.Option()] = _DEFAULTS.attribution,
+    baseline: Annotated[Baseline, typer.Option()] = _DEFAULTS.baseline,
+    ig_points: Annotated[
+        int | None, typer.Option(help="Fixed number of points; by default adaptive from 32.")
+    ] = None,
+    ig_max_points: Annotated[
+        int, typer.Option(help="Where doubling ends.")
+    ] = _DEFAULTS.ig_max_points,
+    ig_tolerance: Annotated[
+        float, typer.Option(help="Completeness gap that is good enough.")
+    ] = _DEFAULTS.ig_tolerance,
+    ig_batch: Annotated[int, typer.Option(help="Rows per forward.")] = 16,
+    smoothgrad_samples: Annotated[int, typer.Option()] = _DEFAULTS.smoothgrad_samples,
+    smoothgrad_noise: Annotated[
+        float, typer.Option(help="Noise as a share of the embeddings' spread.")
+    ] = _DEFAULTS.smoothgrad_noise,
+    mask: Annotated[Mask, typer.Option(help="What replaces a selected token.")] = _DEFAULTS.mask,
+    read: Annotated[Read, typer.Option(help="Where deltas are read.")] = _DEFAULTS.read,
+    direction: Annotated[Direction, typer.Option()] = _DEFAULTS.direction,
+    mode: Annotated[Mode, typer.Option()] = _DEFAULTS.mode,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    device_map: Annotated[
+        str | None, typer.Option(help="'auto' spreads a model over several devices.")
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Name of the block list, such as model.layers.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Recommend these layers, such as 8-15,20.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="Recommend this strength.")] = None,
+    attributions: Annotated[
+        Path | None, typer.Option(help="Also write tokens, scores and choices (JSONL).")
+    ] = None,
+    force: _Force = False,
+    restart: Annotated[bool, typer.Option(help="Discard what an interrupted run left.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Compute one steering direction per layer from preference pairs."""
+    with _input_errors(f"the same command goes on from {out.name}.partial, if it is there"):
+        options = ExtractOptions(
+            objective=objective,
+            attribution=attribution,
+            baseline=baseline,
+            ig_points=ig_points,
+            ig_max_points=ig_max_points,
+            ig_tolerance=ig_tolerance,
+            smoothgrad_samples=smoothgrad_samples,
+            smoothgrad_noise=smoothgrad_noise,
+            k=k,
+            mask=mask,
+            read=read,
+            direction=direction,
+            mode=mode,
+            chat=chat,
+            limit=limit,
+            seed=seed,
+        )
+        _require_choice("--dtype", dtype, ("float32", "bfloat16"))
+        if ig_batch < 1:
+            raise InputError(f"--ig-batch is {ig_batch}, expected 1 or more")
+        if strength is not None and not math.isfinite(strength):
+            raise InputError(f"--strength is {strength}, expected a finite number")
+        for path in (out, attributions):
+            if path is not None:
+                _require_writable(path, force)
+
+        from offline import summary
+        from offline.extract import extract as run
+        from offline.extract import finish
+        from offline.model import load_decoder
+        from offline.pairs import load_pairs
+
+        pairs = load_pairs(data, chat=chat, limit=limit, seed=seed, split=split)
+        decoder = load_decoder(
+            model, dtype=dtype, device=device, device_map=device_map, blocks=blocks
+        )
+        recommended = _recommendation(layers, strength, len(decoder.blocks))
+        notes = []
+        plain = isinstance(pairs.pairs[0].prompt, str)
+        if plain and getattr(decoder.tokenizer, "chat_template", None):
+            notes.append("prompts are raw text although the model has a chat template; see --chat")
+        for note in notes:
+            _stderr.print(f"note: {note}")
+        with _progress(len(pairs.pairs)) as advance:
+            vector, records = run(
+                decoder, pairs, options, out,
+                batch_rows=ig_batch, restart=restart, recommended=recommended, on_example=advance,
+            )  # fmt: skip
+        two_rows = sum(not record["packed"] for record in records)
+        if two_rows:
+            notes.append(f"{two_rows} examples took two rows each: packing does not fit this model")
+            _stderr.print(f"note: {notes[-1]}")
+        if attributions is not None:
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            write_aside(attributions, lines.encode())
+        finish(vector, out)
+        if as_json:
+            print(summary.as_json(vector, out=out.name, notes=notes))
+        else:
+            summary.show(Console(), vector)
+            print(f"wrote {out}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An artifact.")], as_json: _Json = False
+) -> None:
+    """Validate an artifact and print what it holds."""
+    with _input_errors():
+        from offline import summary
+
+        vector = SteeringVector.load(file)
+        if as_json:
+            print(summary.as_json(vector))
+        else:
+            summary.show(Console(), vector)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A GGUF control vector.")],
+    out: Annotated[Path, typer.Option(help="The artifact to write (.safetensors).")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of its model; only the config is read.")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Instead of --model, such as LlamaForCausalLM.")
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option(min=1)] = None,
+    num_layers: Annotated[int | None, typer.Option(min=1)] = None,
+    force: _Force = False,
+) -> None:
+    """Make an artifact of a GGUF control vector (llama.cpp, repeng)."""
+    with _input_errors():
+        from offline.gguf_vectors import read_gguf
+
+        _require_writable(out, force)
+        if not file.is_file():
+            raise InputError(f"{file}: no such file")
+        read_gguf(file, _fingerprint(model, architecture, hidden_size, num_layers)).save(out)
+        print(f"wrote {out}")
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="An artifact.")],
+    out: Annotated[Path, typer.Option(help="The control vector to write (.gguf).")],
+    model_hint: Annotated[
+        str, typer.Option(help="llama.cpp's name of the architecture, such as llama or qwen2.")
+    ],
+    force: _Force = False,
+) -> None:
+    """Write a GGUF control vector for llama.cpp."""
+    with _input_errors():
+        from offline.gguf_vectors import write_gguf
+
+        _require_writable(out, force)
+        vector = SteeringVector.load(file)
+        write_gguf(vector, out, model_hint, lambda note: _stderr.print(f"note: {note}"))
+        print(f"wrote {out}")
+
+
+@contextmanager
+def _input_errors(on_interrupt: str = "") -> Iterator[None]:
+    """Turns what the user can mend into a message and exit code 2, Ctrl-C into 130."""
+    try:
+        yield
+    except (InputError, ArtifactError) as error:
+        _stderr.print(f"error: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        _stderr.print(f"interrupted; {on_interrupt}" if on_interrupt else "interrupted")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=_stderr) as progress:
+        task = progress.add_task("examples", total=total)
+        yield lambda: progress.advance(task)
+
+
+class _Rate(ProgressColumn):
+    """Examples per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("- /s" if not task.speed else f"{task.speed:.2f} /s")
+
+
+def _require_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{option} is '{value}', expected one of {', '.join(allowed)}")
+
+
+def _require_writable(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file name")
+    if path.exists() and not force:
+        raise InputError(f"{path}: exists; --force overwrites it")
+    try:
+        # Asking the operating system misleads for root and on read-only mounts: try it.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({os.strerror(error.errno or 0)})") from error
+
+
+def _recommendation(
+    layers: str | None, strength: float | None, num_layers: int
+) -> dict[str, Any] | None:
+    if layers is None and strength is None:
+        return None
+    facts: dict[str, Any] = {"source": "given to grains extract"}
+    if layers is not None:
+        facts["layers"] = _layers(layers, num_layers)
+    if strength is not None:
+        facts["strength"] = strength
+    return facts
+
+
+def _layers(text: str, num_layers: int) -> list[int]:
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise InputError(f"--layers is '{text}', expected such as 8-15,20")
+        chosen.update(range(int(first), int(last or first) + 1))
+    if not chosen or max(chosen) >= num_layers:
+        raise InputError(f"--layers is '{text}', the model's layers are 0 to {num_layers - 1}")
+    return sorted(chosen)
+
+
+def _fingerprint(
+    model: str | None, architecture: str | None, hidden_size: int | None, num_layers: int | None
+) -> ModelFingerprint:
+    if model is not None:
+        import transformers
+
+        try:
+            return ModelFingerprint.of(transformers.AutoConfig.from_pretrained(model))
+        except (OSError, ValueError) as error:
+            raise InputError(f"model '{model}' has no readable config: {error}") from error
+    if architecture is None or hidden_size is None or num_layers is None:
+        raise InputError(
+            "a GGUF file does not say which model it fits: give --model, or all of "
+            "--architecture, --hidden-size and --num-layers"
+        )
+    return ModelFingerprint(architecture, hidden_size, num_layers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""From preference pairs to an artifact: the path of every pair, top to bottom."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grains_vllm import __version__
+from grains_vllm.vectors import SteeringVector
+from offline.attribution import Attribution, Attributor
+from offline.baselines import baseline_embedding, mask_embedding
+from offline.deltas import deltas
+from offline.directions import directions
+from offline.errors import InputError
+from offline.model import Decoder, check_leaf
+from offline.options import ExtractOptions, Mode
+from offline.pairs import PairSet
+from offline.partial import PartialRun
+from offline.prompts import TokenPair, tokenise
+from offline.selection import select
+
+GROUP = 8  # examples that are attributed together and kept together
+Record = dict[str, Any]
+
+
+def extract(
+    decoder: Decoder,
+    data: PairSet,
+    options: ExtractOptions,
+    out: Path,
+    *,
+    batch_rows: int = 16,
+    restart: bool = False,
+    recommended: Mapping[str, Any] | None = None,
+    on_example: Callable[[], None] = lambda: None,
+) -> tuple[SteeringVector, list[Record]]:
+    """Computes the steering vector of `data`; the caller saves it.
+
+    Args:
+        out: where the artifact will be; finished groups are kept in the folder `<out>.partial`.
+        batch_rows: rows per forward; changes nothing but speed and memory.
+        restart: discard what an interrupted run left.
+        recommended: the passport's `recommended`, if somebody knows one.
+        on_example: called once per finished example.
+
+    Returns:
+        The vector, and per example a record of its tokens, scores and selected positions.
+
+    Raises:
+        InputError: see the message; nothing stays on disk except what an earlier run left.
+    """
+    pairs = [tokenise(pair, decoder.tokenizer) for pair in data.pairs]
+    for pair in pairs:
+        _require_fit(pair, decoder, options.k)
+    check_leaf(decoder, pairs[0].prompt_ids)
+    baseline = baseline_embedding(decoder, options.baseline)
+    replacement = mask_embedding(decoder, options.mask, baseline)
+    attributor = Attributor(decoder, options, baseline, batch_rows)
+    partial = PartialRun(out, _manifest(decoder, data, options), restart)
+
+    tensors, records = [], []
+    try:
+        for number, start in enumerate(range(0, len(pairs), GROUP)):
+            members = pairs[start : start + GROUP]
+            group = partial.load(number)
+            if group is None:
+                scored = attributor.attribute(members, on_example)
+                group = _group(decoder, members, scored, replacement, options)
+                partial.save(number, *group)
+            else:
+                for _ in members:
+                    on_example()
+            tensors.append(group[0])
+            records += group[1]
+        stacked = {name: torch.cat([group[name] for group in tensors]) for name in tensors[0]}
+        vector = _vector(decoder, data, options, stacked, records, recommended)
+    except InputError:
+        partial.discard()  # the same command would only meet the same error again
+        raise
+    return vector, records
+
+
+def finish(vector: SteeringVector, out: Path) -> None:
+    """Saves the artifact, then removes the folder of finished groups."""
+    vector.save(out)
+    PartialRun(out, {}, restart=True)
+
+
+def _group(
+    decoder: Decoder,
+    pairs: Sequence[TokenPair],
+    scored: Sequence[Attribution],
+    replacement: Tensor | None,
+    options: ExtractOptions,
+) -> tuple[dict[str, Tensor], list[Record]]:
+    """Selection and deltas of one group; an example without a needed set gives no deltas."""
+    layers, hidden = len(decoder.blocks), decoder.fingerprint.hidden_size
+    positive, negative = [torch.empty(0, layers, hidden)], [torch.empty(0, layers, hidden)]
+    norms, records = [torch.empty(0, layers)], []
+    for pair, attribution in zip(pairs, scored, strict=True):
+        plus, minus = select(attribution.scores, pair.eligible, options.k)
+        used = bool(plus and (minus or options.mode is Mode.positive))
+        if used:
+            delta = deltas(decoder, pair, plus, minus, replacement, options.read)
+            positive.append(delta.positive[None])
+            negative.append(delta.negative[None])
+            norms.append(delta.norms)
+        records.append(_record(pair, attribution, plus, minus, used))
+    tensors = {"positive": positive, "negative": negative, "norms": norms}
+    return {name: torch.cat(parts) for name, parts in tensors.items()}, records
+
+
+def _record(
+    pair: TokenPair, attribution: Attribution, plus: list[int], minus: list[int], used: bool
+) -> Record:
+    return {
+        "id": pair.pair.id,
+        "where": pair.pair.where,
+        "fingerprint": pair.pair.fingerprint,
+        "prompt_fingerprint": pair.pair.prompt_fingerprint,
+        "used": used,
+        "f_input": attribution.f_input,
+        "f_baseline": attribution.f_baseline,
+        "points": attribution.points,
+        "gap": attribution.gap,
+        "packed": attribution.packed,
+        "tokens": pair.tokens,
+        "eligible": pair.eligible,
+        "scores": attribution.scores.tolist(),
+        "positive": plus,
+        "negative": minus,
+    }
+
+
+def _vector(
+    decoder: Decoder,
+    data: PairSet,
+    options: ExtractOptions,
+    tensors: dict[str, Tensor],
+    records: Sequence[Record],
+    recommended: Mapping[str, Any] | None,
+) -> SteeringVector:
+    used = sum(record["used"] for record in records)
+    if used < 2:
+        raise InputError(
+            f"{data.name}: {used} of {len(records)} examples have tokens of both signs, expected "
+            "2 or more"
+        )
+    unit_rows, reference, layers = directions(
+        tensors["positive"], tensors["negative"], tensors["norms"],
+        options.direction, options.mode, options.seed,
+    )  # fmt: skip
+    if not unit_rows.any():
+        raise InputError(f"{data.name}: masking changes no block output, so there is no direction")
+    passport = {
+        "method": "grains",
+        "options": asdict(options),
+        **_sources(decoder, data),
+        "examples": [
+            {key: record[key] for key in ("id", "fingerprint", "prompt_fingerprint", "used")}
+            for record in records
+        ],
+        "examples_used": used,
+        "examples_dropped": len(records) - used,
+        "completeness": completeness(records, options.ig_tolerance),
+        "packed_examples": sum(record["packed"] for record in records),
+        "layers": [layer.as_dict() for layer in layers],
+        "versions": {
+            "grains-vllm": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "safetensors")},
+        },
+    }
+    if recommended is not None:
+        passport["recommended"] = dict(recommended)
+    return SteeringVector(unit_rows, reference, decoder.fingerprint, passport)
+
+
+def completeness(records: Sequence[Record], tolerance: float) -> dict[str, Any] | None:
+    """Statistics of the gaps |sum A - (F(x) - F(b))| / |F(x) - F(b)|, or None without any."""
+    gaps = [record["gap"] for record in records if record["gap"] is not None]
+    if not gaps:
+        return None
+    points = [record["points"] for record in records]
+    return {
+        "min": min(gaps),
+        "median": median(gaps),
+        "max": max(gaps),
+        "tolerance": tolerance,
+        "above_tolerance": sum(gap > tolerance for gap in gaps),
+        "points": {str(count): points.count(count) for count in sorted(set(points))},
+    }
+
+
+def _sources(decoder: Decoder, data: PairSet) -> dict[str, Any]:
+    return {
+        "model_id": decoder.name,
+        "weights_sha256": decoder.weights_sha256,
+        "dtype": str(decoder.dtype).removeprefix("torch."),
+        "blocks": decoder.blocks_path,
+        "data": {"name": data.name, "sha256": data.sha256, "total": data.total},
+    }
+
+
+def _manifest(decoder: Decoder, data: PairSet, options: ExtractOptions) -> dict[str, Any]:
+    drawn = [pair.fingerprint for pair in data.pairs]
+    sources = _sources(decoder, data)
+    return {"version": __version__, **sources, "options": asdict(options), "examples": drawn}
+
+
+def _require_fit(pair: TokenPair, decoder: Decoder, k: int) -> None:
+    where, config = pair.pair.where, decoder.text_config
+    rows = decoder.model.get_input_embeddings().weight.shape[0]
+    beyond = [
+        token for token in (*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids) if token >= rows
+    ]
+    if beyond:
+        raise InputError(
+            f"{where}: token id {beyond[0]} is beyond the {rows} embeddings of model "
+            f"'{decoder.name}'; its tokenizer belongs to another model"
+        )
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and pair.length > context:
+        raise InputError(
+            f"{where}: prompt and response have {pair.length} tokens, model '{decoder.name}' "
+            f"takes {context}"
+        )
+    if k > len(pair.prompt_ids):
+        raise InputError(
+            f"{where}: --k is {k}, but the prompt has only {len(pair.prompt_ids)} tokens "
+            f"({sum(pair.eligible)} of them eligible)"
+        )

@@ -1,0 +1,205 @@
+"""F(x) = logp(y+ | x) - logp(y- | x), as a differentiable function of the prompt's embeddings.
+
+A row is one sequence of the batch: the prompt followed by one or more response segments, each of
+which sees the prompt and itself. `packed` puts both responses into one row, which saves computing
+the prompt twice; `two rows` is the ordinary way. Rows of any lengths share a batch, padded on the
+right.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from offline.model import Decoder
+from offline.options import Objective
+from offline.prompts import TokenPair
+
+# How far packed and ordinary log-likelihoods of one token may differ: the noise of one forward.
+_PACKED_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence: prompt embeddings [T, hidden] and (response ids, sign in F) segments."""
+
+    prompt: Tensor
+    segments: tuple[tuple[tuple[int, ...], int], ...]
+
+
+def rows_of(pair: TokenPair, prompt: Tensor, packed: bool) -> list[Row]:
+    """The one (packed) or two rows from which F of `pair` is computed."""
+    chosen, rejected = (tuple(pair.chosen_ids), 1), (tuple(pair.rejected_ids), -1)
+    if packed:
+        return [Row(prompt, (chosen, rejected))]
+    return [Row(prompt, (chosen,)), Row(prompt, (rejected,))]
+
+
+def contrast(
+    decoder: Decoder, pairs: Sequence[TokenPair], prompts: Sequence[Tensor], packed: bool,
+    objective: Objective,
+) -> Tensor:  # fmt: skip
+    """F for each pair: [len(pairs)] float32.
+
+    Args:
+        prompts: for each pair, embeddings [T, hidden] in any float dtype; gradients flow to them.
+        packed: one row per pair instead of two.
+    """
+    rows = [
+        row
+        for pair, prompt in zip(pairs, prompts, strict=True)
+        for row in rows_of(pair, prompt, packed)
+    ]
+    logps = response_logps(decoder, rows)
+    weights = _weights(rows, objective).to(logps.device)
+    return (logps * weights).sum(1).view(len(pairs), -1).sum(1)
+
+
+def response_logps(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
+    """Log-likelihood of every response token: [rows, most response tokens] float32.
+
+    Logits at position t score token t + 1, so a segment's first token is scored at the prompt's
+    last position. Entries past a row's own tokens are of no meaning.
+    """
+    scored_at = [torch.tensor(_scored_at(row)) for row in rows]
+    targets = [torch.tensor([t for ids, _ in row.segments for t in ids]) for row in rows]
+    inputs = batch_inputs(decoder, rows)
+    positions = pad_sequence(scored_at, batch_first=True).to(decoder.device)
+    with logits_at(decoder.model, positions) as select:
+        logits = select(decoder.model(**inputs, use_cache=False).logits)
+    wanted = pad_sequence(targets, batch_first=True).to(logits.device)
+    # [rows, n, vocabulary] is the largest tensor here; log_softmax is its only float32 copy.
+    return logits.log_softmax(-1, dtype=torch.float32).gather(2, wanted[..., None])[..., 0]
+
+
+def batch_inputs(decoder: Decoder, rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Keyword arguments of one forward: inputs_embeds, attention_mask, position_ids."""
+    embeds, positions = [], []
+    for row in rows:
+        start = row.prompt.shape[0]
+        ids = [token for segment, _ in row.segments for token in segment]
+        parts = [row.prompt.to(decoder.dtype)]
+        if ids:
+            parts.append(decoder.embed(ids))
+        embeds.append(torch.cat(parts))
+        positions.append(
+            torch.cat(
+                [torch.arange(start)]
+                + [torch.arange(start, start + len(segment)) for segment, _ in row.segments]
+            )
+        )
+    lengths = torch.tensor([len(position) for position in positions])
+    longest = int(lengths.max())
+    if any(len(row.segments) > 1 for row in rows):
+        masks = {}
+        for row in rows:
+            key = _lengths(row)
+            if key not in masks:
+                masks[key] = _additive_mask(key, longest, decoder.dtype)
+        mask = torch.stack([masks[_lengths(row)] for row in rows])
+    else:
+        mask = (torch.arange(longest) < lengths[:, None]).long()
+    return {
+        "inputs_embeds": pad_sequence(embeds, batch_first=True),
+        "attention_mask": mask.to(decoder.device),
+        "position_ids": pad_sequence(positions, batch_first=True).to(decoder.device),
+    }
+
+
+def may_pack(decoder: Decoder, pair: TokenPair) -> bool:
+    """Whether one packed row gives this pair's log-likelihoods, by trying it on the plain input.
+
+    A 4-D mask replaces the model's own, so attention windows must not bind; everything else
+    (exotic masks, recurrent layers, kernels without masks) shows in the numbers.
+    """
+    config = decoder.text_config
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    row_length = len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+    if any(window is not None and window < row_length for window in windows):
+        return False
+    prompt = decoder.embed(pair.prompt_ids)
+    try:
+        with torch.no_grad():
+            together = response_logps(decoder, rows_of(pair, prompt, packed=True))[0]
+            apart = response_logps(decoder, rows_of(pair, prompt, packed=False))
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False  # this model or attention implementation does not take a 4-D mask
+    alone = torch.cat([apart[0, : len(pair.chosen_ids)], apart[1, : len(pair.rejected_ids)]])
+    tolerance = _PACKED_TOLERANCE[decoder.dtype]
+    return bool(torch.allclose(together, alone, rtol=tolerance, atol=tolerance))
+
+
+@contextmanager
+def logits_at(model: Any, positions: Tensor) -> Iterator[Any]:
+    """Makes one forward compute logits only at `positions` [rows, n].
+
+    Selecting in front of the output embedding saves most of its cost and leaves whatever the
+    model does to its logits afterwards (scaling, soft-capping) in place.
+
+    Yields:
+        A function that takes the forward's logits and returns those at `positions`; it selects
+        afterwards where the model has no separate output embedding.
+    """
+    selected = False
+
+    def at(states: Tensor) -> Tensor:
+        rows = torch.arange(states.shape[0], device=states.device)[:, None]
+        return states[rows, positions.to(states.device)]
+
+    def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal selected
+        selected = True
+        return (at(args[0]), *args[1:])
+
+    head = model.get_output_embeddings()
+    handle = None if head is None else head.register_forward_pre_hook(pick)
+    try:
+        yield lambda logits: logits if selected else at(logits)
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _scored_at(row: Row) -> list[int]:
+    last, at = row.prompt.shape[0] - 1, []
+    start = last + 1
+    for segment, _ in row.segments:
+        at += [last, *range(start, start + len(segment) - 1)]
+        start += len(segment)
+    return at
+
+
+def _weights(rows: Sequence[Row], objective: Objective) -> Tensor:
+    weights = []
+    for row in rows:
+        parts = []
+        for segment, sign in row.segments:
+            part = torch.full((len(segment),), float(sign))
+            if objective is Objective.mean:
+                part /= len(segment)
+            elif objective is Objective.first_token:
+                part[1:] = 0.0
+            parts.append(part)
+        weights.append(torch.cat(parts))
+    return pad_sequence(weights, batch_first=True)
+
+
+def _lengths(row: Row) -> tuple[int, ...]:
+    return (row.prompt.shape[0], *(len(segment) for segment, _ in row.segments))
+
+
+def _additive_mask(lengths: tuple[int, ...], longest: int, dtype: torch.dtype) -> Tensor:
+    """[1, longest, longest]: 0 where query sees key, the dtype's minimum elsewhere."""
+    sees = torch.ones(longest, longest, dtype=torch.bool).tril()
+    start = lengths[0]
+    for length in lengths[1:]:
+        sees[start + length :, start : start + length] = False
+        start += length
+    sees[start:] = torch.eye(longest, dtype=torch.bool)[start:]  # padding sees itself: no NaN
+    return torch.zeros(1, longest, longest, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)

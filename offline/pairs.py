@@ -1,0 +1,289 @@
+"""Preference pairs: reading JSONL, TruthfulQA's CSV and Hugging Face preference sets.
+
+The words and conventions are TRL's: string prompts are raw text, message lists are chats.
+"""
+
+import csv
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offline.errors import InputError
+
+Messages = list[dict[str, str]]
+_TRUTHFULQA = ("Question", "Best Answer", "Incorrect Answers")
+_NEEDED = "'prompt', 'chosen' and 'rejected'"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt with a preferred and a dispreferred response.
+
+    Attributes:
+        id: the data's own id, else the number of its line or row (from 1).
+        where: file and line, for messages.
+        prompt: raw text, or chat messages that await the model's chat template.
+        chosen, rejected: the response texts.
+        question: for raw text around which we put a template, the span [start, end) that is not
+            template; None when all of it is the data's.
+    """
+
+    id: str
+    where: str
+    prompt: str | Messages
+    chosen: str
+    rejected: str
+    question: tuple[int, int] | None = None
+
+    @property
+    def prompt_fingerprint(self) -> str:
+        """sha256 (first 16 hex digits) of the prompt, to find overlap with other data sets."""
+        return _digest(self.prompt)[:16]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (first 16 hex digits) of prompt and both responses."""
+        return _digest([self.prompt, self.chosen, self.rejected])[:16]
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The pairs of one source, in its order, with the facts that identify the source."""
+
+    name: str
+    sha256: str
+    total: int
+    pairs: list[Pair]
+
+
+def load_pairs(
+    source: str,
+    *,
+    chat: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    split: str = "train",
+) -> PairSet:
+    """Reads preference pairs.
+
+    Args:
+        source: a .jsonl, .csv or .parquet file, a folder written by `datasets`, or a hub id.
+        chat: turn a string prompt into one user message.
+        limit: draw this many pairs with `seed`; they keep the data's order.
+        split: which split of a folder or hub data set.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
+    path = Path(source)
+    if path.is_file():
+        name, rows, sha256 = path.name, _file_rows(path), _file_digest(path)
+    else:
+        name, rows = path.name if path.is_dir() else source, _dataset_rows(source, split)
+        sha256 = ""
+    pairs = [_pair(row, where, number, chat) for number, (where, row) in enumerate(rows, 1)]
+    if not pairs:
+        raise InputError(f"{name}: holds no preference pairs")
+    total, sha256 = len(pairs), sha256 or _digest([pair.fingerprint for pair in pairs])
+    if limit is not None and limit < total:
+        kept = sorted(random.Random(seed).sample(range(total), limit))
+        pairs = [pairs[index] for index in kept]
+    return PairSet(name, sha256, total, pairs)
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix == ".csv":
+        return _csv_rows(path)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    if path.suffix in (".jsonl", ".json"):
+        return _jsonl_rows(path)
+    raise InputError(f"{path.name}: unknown kind of file, expected .jsonl, .csv or .parquet")
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path.name}, line {number}"
+        try:
+            yield where, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: not valid JSON ({error})") from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    reader = csv.DictReader(_text(path).splitlines(keepends=True))
+    columns = reader.fieldnames or []
+    known = [{"prompt", "chosen", "rejected"}, set(_TRUTHFULQA)]
+    if columns and not any(names <= set(columns) for names in known):
+        raise InputError(
+            f"{path.name}: its columns are {list(columns)}, expected {_NEEDED}, "
+            f"or TruthfulQA's {list(_TRUTHFULQA)}"
+        )
+    for row in reader:
+        where = f"{path.name}, line {reader.line_num}"
+        yield where, row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path.name}: not a readable parquet file ({error})") from error
+    return ((f"{path.name}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _dataset_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    name = Path(source).name if Path(source).is_dir() else source
+    try:
+        if Path(source, "state.json").is_file() or Path(source, "dataset_dict.json").is_file():
+            data = datasets.load_from_disk(source)
+            if isinstance(data, datasets.DatasetDict):
+                data = data[split]
+        else:
+            data = datasets.load_dataset(source, split=split)
+    except Exception as error:  # `datasets` raises many kinds; all of them mean "cannot be read"
+        raise InputError(
+            f"{name}: no such file, and not readable as a data set with split '{split}' "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return ((f"{name}, row {number}", row) for number, row in enumerate(data, 1))
+
+
+def _pair(row: Any, where: str, number: int, chat: bool) -> Pair:
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: found {_kind(row)}, expected an object with {_NEEDED}")
+    if set(_TRUTHFULQA) <= set(row):
+        return _truthfulqa(row, where, number, chat)
+    for name in ("chosen", "rejected"):
+        if row.get(name) is None:
+            raise InputError(f"{where}: '{name}' is missing, expected {_NEEDED}")
+    prompt = _prompt(row, where)
+    chosen, rejected = (_response(row, name, prompt, where) for name in ("chosen", "rejected"))
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise InputError(f"{where}: 'prompt' is empty, expected text or messages")
+    if chat and isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    pair = Pair(_id(row, where, number), where, prompt, chosen, rejected)
+    return _require_two_responses(pair, "chosen", "rejected")
+
+
+def _truthfulqa(row: Mapping[str, Any], where: str, number: int, chat: bool) -> Pair:
+    """The benchmark's question-and-answer form, or one user message."""
+    question, best = ((row[name] or "").strip() for name in ("Question", "Best Answer"))
+    # The first incorrect answer: one pair per question, as N counts questions.
+    wrong = (row["Incorrect Answers"] or "").split(";")[0].strip()
+    if not question:
+        raise InputError(f"{where}: 'Question' is empty, expected text")
+    if chat:
+        messages = [{"role": "user", "content": question}]
+        pair = Pair(_id(row, where, number), where, messages, best, wrong)
+    else:
+        span = (3, 3 + len(question))
+        text = f"Q: {question}\nA:"
+        pair = Pair(_id(row, where, number), where, text, f" {best}", f" {wrong}", span)
+    return _require_two_responses(pair, "Best Answer", "Incorrect Answers")
+
+
+def _require_two_responses(pair: Pair, chosen: str, rejected: str) -> Pair:
+    for name, text in ((chosen, pair.chosen), (rejected, pair.rejected)):
+        if not text.strip():
+            raise InputError(f"{pair.where}: '{name}' is empty, expected text")
+    if pair.chosen.strip() == pair.rejected.strip():
+        raise InputError(
+            f"{pair.where}: '{chosen}' and '{rejected}' are identical, expected two responses"
+        )
+    return pair
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> str | Messages:
+    prompt = row.get("prompt")
+    if isinstance(prompt, str):
+        return prompt
+    if prompt is not None:
+        return _messages(prompt, "prompt", where)
+    if isinstance(row["chosen"], str):
+        raise InputError(f"{where}: 'prompt' is missing, expected {_NEEDED}")
+    # TRL's implicit prompt: what the two conversations have in common at their start.
+    chosen, rejected = (_messages(row[name], name, where) for name in ("chosen", "rejected"))
+    common = 0
+    while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
+        common += 1
+    return chosen[:common]
+
+
+def _response(row: Mapping[str, Any], name: str, prompt: str | Messages, where: str) -> str:
+    value = row[name]
+    if isinstance(value, str):
+        return value
+    messages = _messages(value, name, where)
+    if row.get("prompt") is None:
+        messages = messages[len(prompt) :]
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        roles = [message["role"] for message in messages]
+        raise InputError(
+            f"{where}: '{name}' holds the roles {roles} after the prompt, "
+            "expected exactly one 'assistant' message"
+        )
+    if isinstance(prompt, str):
+        raise InputError(f"{where}: '{name}' holds messages but 'prompt' is text, expected alike")
+    return messages[0]["content"]
+
+
+def _messages(value: Any, name: str, where: str) -> Messages:
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{where}: '{name}' is {_kind(value)}, expected text or chat messages")
+    for index, message in enumerate(value):
+        if not isinstance(message, Mapping):
+            raise InputError(
+                f"{where}: '{name}[{index}]' is {_kind(message)}, expected an object with "
+                "'role' and 'content'"
+            )
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                raise InputError(
+                    f"{where}: '{name}[{index}].{key}' is {_kind(message.get(key))}, expected text"
+                )
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _id(row: Mapping[str, Any], where: str, number: int) -> str:
+    value = row.get("id")
+    if value is None:
+        return str(number)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{where}: 'id' is {_kind(value)}, expected text or a whole number")
+    return str(value)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "missing"
+    shown = json.dumps(value, default=str)
+    return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def _text(path: Path) -> str:
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name}: not UTF-8 text ({error})") from error
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest(value: str | Iterable[Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,177 @@
+"""From a pair to token ids, and which prompt tokens may be selected.
+
+Template and special tokens (BOS, chat markup, the "Q:" and "A:" around a question) get scores but
+are never eligible. What is template is decided by rendering, not by patterns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from offline.errors import InputError
+from offline.pairs import Messages, Pair
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """A pair as the model sees it.
+
+    Attributes:
+        pair: where it came from.
+        prompt_ids: T token ids, special and template tokens included.
+        chosen_ids, rejected_ids: the response tokens, without the prompt.
+        tokens: the T prompt tokens as text, for people.
+        eligible: T flags; True where the token belongs to a message's content.
+    """
+
+    pair: Pair
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    tokens: list[str]
+    eligible: list[bool]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with the longer response."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+def tokenise(pair: Pair, tokenizer: Any) -> TokenPair:
+    """Tokenises prompt and responses with a fast tokenizer.
+
+    A response's ids are what joint tokenisation of prompt + response adds to the prompt's ids;
+    where joining changes the prompt's own tokens, the response is tokenised alone.
+
+    Raises:
+        InputError: the template refuses the messages, contents cannot be found in the rendered
+            prompt, or a response has no tokens.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"the tokenizer {type(tokenizer).__name__} is not a fast one, which is needed to know "
+            "which prompt characters a token covers"
+        )
+    is_chat = not isinstance(pair.prompt, str)
+    if isinstance(pair.prompt, str):
+        text, contents = pair.prompt, [pair.question or (0, len(pair.prompt))]
+    else:
+        text, contents = _render(pair.prompt, tokenizer, pair.where)
+    # A chat template writes BOS itself; raw text gets the tokenizer's own special tokens.
+    ids, offsets = _encode(tokenizer, text, special=not is_chat)
+    if not ids:
+        raise InputError(f"{pair.where}: 'prompt' has no tokens")
+    special = set(tokenizer.all_special_ids)
+    if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        special.discard(tokenizer.unk_token_id)  # an unknown word is content
+    eligible = [
+        token not in special and any(_overlap(span, content) for content in contents)
+        for token, span in zip(ids, offsets, strict=True)
+    ]
+    if not any(eligible):
+        raise InputError(
+            f"{pair.where}: none of the {len(ids)} prompt tokens is eligible, all are special or "
+            "template tokens"
+        )
+    responses = {}
+    for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        responses[name] = _response_ids(tokenizer, text, ids, response, special=not is_chat)
+        if not responses[name]:
+            raise InputError(f"{pair.where}: '{name}' has no tokens")
+    if responses["chosen"] == responses["rejected"]:
+        raise InputError(
+            f"{pair.where}: 'chosen' and 'rejected' are identical to this tokenizer, "
+            "expected two responses"
+        )
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    return TokenPair(pair, ids, responses["chosen"], responses["rejected"], tokens, eligible)
+
+
+def _encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], list[Span]]:
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
+    # Some tokenizers close every text; a prompt or an answer is not yet at its end.
+    while ids and special and ids[-1] == tokenizer.eos_token_id and offsets[-1] == (0, 0):
+        if len(ids) == 1:
+            break
+        ids, offsets = ids[:-1], offsets[:-1]
+    return ids, offsets
+
+
+def _response_ids(
+    tokenizer: Any, text: str, prompt_ids: list[int], response: str, special: bool
+) -> list[int]:
+    joint, _ = _encode(tokenizer, text + response, special)
+    if joint[: len(prompt_ids)] == prompt_ids and len(joint) > len(prompt_ids):
+        return joint[len(prompt_ids) :]
+    return _encode(tokenizer, response, special=False)[0]
+
+
+def _overlap(token: Span, content: Span) -> bool:
+    return max(token[0], content[0]) < min(token[1], content[1])
+
+
+def _render(messages: Messages, tokenizer: Any, where: str) -> tuple[str, list[Span]]:
+    """The chat template's text for `messages`, and where each content stands in it."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"{where}: 'prompt' holds chat messages, but the model's tokenizer has no chat template"
+        )
+    text = _apply(tokenizer, messages, where)
+    contents = [message["content"] for message in messages]
+    sentinels = [f"zq{index}content{index}qz" for index in range(len(messages))]
+    marked = [
+        {**message, "content": sentinel}
+        for message, sentinel in zip(messages, sentinels, strict=True)
+    ]
+    skeleton = _apply(tokenizer, marked, where)
+    # Many templates strip contents, so the stripped ones are tried as well.
+    for candidate in (contents, [content.strip() for content in contents]):
+        spans = _splice(skeleton, sentinels, candidate, text)
+        if spans is not None:
+            return text, spans
+    return text, _search(text, contents, where)
+
+
+def _apply(tokenizer: Any, messages: Messages, where: str) -> str:
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # templates raise whatever jinja or their own checks raise
+        roles = [message["role"] for message in messages]
+        raise InputError(
+            f"{where}: the chat template refuses these messages (roles {roles}): {error}"
+        ) from error
+
+
+def _splice(
+    skeleton: str, sentinels: Sequence[str], contents: Sequence[str], expected: str
+) -> list[Span] | None:
+    """Spans of `contents` in `expected`, if putting them for the sentinels gives `expected`."""
+    if any(skeleton.count(sentinel) != 1 for sentinel in sentinels):
+        return None
+    spliced, spans, done = "", [], 0
+    for sentinel, content in zip(sentinels, contents, strict=True):
+        at = skeleton.index(sentinel)
+        if at < done:
+            return None
+        spliced += skeleton[done:at]
+        spans.append((len(spliced), len(spliced) + len(content)))
+        spliced, done = spliced + content, at + len(sentinel)
+    return spans if spliced + skeleton[done:] == expected else None
+
+
+def _search(text: str, contents: Sequence[str], where: str) -> list[Span]:
+    spans: list[Span] = []
+    done = 0
+    for index, content in enumerate(contents):
+        at = text.find(content.strip(), done)
+        if at < 0:
+            raise InputError(
+                f"{where}: the content of message {index} does not appear in the prompt that the "
+                "chat template renders, so template and content cannot be told apart"
+            )
+        done = at + len(content.strip())
+        spans.append((at, done))
+    return spans

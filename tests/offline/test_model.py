@@ -1,0 +1,107 @@
+"""Loading, finding blocks, recording their raw outputs, refusing what would go wrong silently."""
+
+import pytest
+import torch
+from torch import nn
+
+from offline.errors import InputError
+from offline.model import as_decoder, check_leaf, find_blocks, load_decoder, record_blocks
+from tests.offline.worlds import (
+    ARCHITECTURES,
+    HIDDEN,
+    LAYERS,
+    build_decoder,
+    build_model,
+    build_tokenizer,
+    save_model,
+)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blocks_are_found(architecture):
+    decoder = build_decoder(architecture)
+    expected = "transformer.h" if architecture == "gpt2" else "model.layers"
+    assert decoder.blocks_path == expected
+    assert len(decoder.blocks) == LAYERS
+    assert not any(parameter.requires_grad for parameter in decoder.model.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_recorded_streams_are_before_the_final_norm(architecture):
+    decoder = build_decoder(architecture)
+    ids = torch.tensor([[1, 9, 10, 11], [1, 12, 13, 14]])
+    positions = torch.tensor([3, 1])
+    with torch.no_grad(), record_blocks(decoder, positions) as outputs:
+        hidden = decoder.model(input_ids=ids, output_hidden_states=True).hidden_states
+    assert [tuple(output.shape) for output in outputs] == [(2, HIDDEN)] * LAYERS
+    rows = torch.arange(2)
+    for layer in range(LAYERS - 1):
+        torch.testing.assert_close(outputs[layer], hidden[layer + 1][rows, positions])
+    assert not torch.allclose(outputs[-1], hidden[-1][rows, positions])
+    norm = decoder.model.get_submodule(decoder.blocks_path.rsplit(".", 1)[0])
+    norm = norm.ln_f if architecture == "gpt2" else norm.norm
+    torch.testing.assert_close(norm(outputs[-1]), hidden[-1][rows, positions])
+    assert not any(block._forward_hooks for block in decoder.blocks)
+
+
+def test_another_list_of_the_same_length_is_not_taken_for_blocks():
+    model = build_model("llama")
+    model.model.adapters = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(LAYERS))
+    assert find_blocks(model, "m") == "model.layers"
+    with pytest.raises(InputError, match=r"--blocks is 'model.h'.*model.layers"):
+        find_blocks(model, "m", "model.h")
+    with pytest.raises(InputError, match="behave like 3 decoder blocks"):
+        find_blocks(model, "m", "model.adapters")
+
+
+def test_model_without_blocks_is_refused():
+    model = build_model("llama")
+    model.config.num_hidden_layers = LAYERS + 1
+    with pytest.raises(InputError, match=r"behave like 4 decoder blocks.*--blocks.*model.layers"):
+        find_blocks(model, "m")
+
+
+def test_nan_weights_are_refused():
+    model = build_model("llama")
+    model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(InputError, match=r"weight 'model.layers.1.mlp.up_proj.weight' holds a NaN"):
+        as_decoder(model, build_tokenizer(), "m")
+
+
+def test_nan_logits_are_refused():
+    decoder = build_decoder("llama")
+    decoder.model.lm_head.register_forward_hook(lambda _m, _a, logits: logits * float("nan"))
+    with pytest.raises(InputError, match="logits hold a NaN"):
+        check_leaf(decoder, [1, 9, 10])
+
+
+def test_embeddings_scaled_outside_the_leaf_are_refused():
+    decoder = build_decoder("llama")
+    inner = decoder.model.model.forward
+
+    def forward(input_ids=None, inputs_embeds=None, **kwargs):
+        if input_ids is not None:
+            inputs_embeds = 2 * decoder.embed(input_ids)
+        return inner(inputs_embeds=inputs_embeds, **kwargs)
+
+    # One layer's scale would be normalised away; the residual stream keeps it.
+    decoder.model.model.forward = forward
+    with pytest.raises(InputError, match="differ from logits from input_ids"):
+        check_leaf(decoder, [1, 9, 10])
+
+
+def test_loading_names_folder_and_digests_weights(tmp_path):
+    folder = save_model(tmp_path / "tiny")
+    one = load_decoder(str(folder), device="cpu")
+    assert one.name == "tiny" and one.dtype == torch.float32
+    assert one.weights_sha256 == load_decoder(str(folder), device="cpu").weights_sha256
+    half = load_decoder(str(folder), dtype="bfloat16", device="cpu")
+    assert half.dtype == torch.bfloat16
+    build_model("llama", seed=1).save_pretrained(folder)
+    assert load_decoder(str(folder), device="cpu").weights_sha256 != one.weights_sha256
+
+
+def test_missing_model_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="model 'empty' cannot be loaded"):
+        (tmp_path / "empty").mkdir()
+        load_decoder(str(tmp_path / "empty"))

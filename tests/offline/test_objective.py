@@ -1,0 +1,107 @@
+"""F and its pieces, against the ordinary forward written out."""
+
+import pytest
+import torch
+
+from offline.model import check_leaf
+from offline.objective import Row, contrast, logits_at, may_pack, response_logps, rows_of
+from offline.options import Objective
+from tests.offline.worlds import ARCHITECTURES, build_decoder, build_tokenizer, token_pairs
+
+
+def plain_logps(decoder, prompt_ids, response_ids):
+    ids = torch.tensor([prompt_ids + response_ids])
+    with torch.no_grad():
+        logps = decoder.model(input_ids=ids).logits[0].log_softmax(-1)
+    start = len(prompt_ids)
+    # Logits at position t score token t + 1.
+    return torch.stack([logps[start + n - 1, token] for n, token in enumerate(response_ids)])
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return token_pairs(6, build_tokenizer(), tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_both_layouts_equal_the_ordinary_forward(architecture, pairs):
+    decoder = build_decoder(architecture)
+    check_leaf(decoder, pairs[0].prompt_ids)
+    prompts = [decoder.embed(pair.prompt_ids) for pair in pairs]
+    packs = [may_pack(decoder, pair) for pair in pairs]
+    # A window of 4 tokens binds in every example here; everything else packs.
+    assert packs == [architecture != "mistral-window"] * len(pairs)
+    for objective in Objective:
+        expected = []
+        for pair in pairs:
+            plus = plain_logps(decoder, pair.prompt_ids, pair.chosen_ids)
+            minus = plain_logps(decoder, pair.prompt_ids, pair.rejected_ids)
+            reduce = {
+                Objective.mean: torch.mean,
+                Objective.sum: torch.sum,
+                Objective.first_token: lambda logps: logps[0],
+            }[objective]
+            expected.append(reduce(plus) - reduce(minus))
+        for packed in {False, packs[0]}:
+            values = contrast(decoder, pairs, prompts, packed, objective)
+            torch.testing.assert_close(values, torch.stack(expected), rtol=1e-4, atol=2e-5)
+
+
+def test_packed_gradients_equal_two_row_gradients(pairs):
+    decoder = build_decoder("llama")
+    gradients = []
+    for packed in (False, True):
+        prompts = [decoder.embed(pair.prompt_ids).requires_grad_() for pair in pairs]
+        total = contrast(decoder, pairs, prompts, packed, Objective.mean).sum()
+        gradients.append(torch.autograd.grad(total, prompts))
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_packing_is_refused_when_numbers_disagree(pairs, monkeypatch):
+    decoder = build_decoder("llama")
+    assert may_pack(decoder, pairs[0])
+    # Let y- see y+: what an attention implementation that drops the mask would do.
+    monkeypatch.setattr(
+        "offline.objective._additive_mask",
+        lambda lengths, longest, dtype: torch.full(
+            (1, longest, longest), torch.finfo(dtype).min, dtype=dtype
+        ).triu(1),
+    )
+    assert not may_pack(decoder, pairs[0])
+
+
+def test_rows_do_not_see_their_batch(pairs):
+    decoder = build_decoder("llama")
+    rows = [
+        row
+        for pair in pairs
+        for packed in (True, False)
+        for row in rows_of(pair, decoder.embed(pair.prompt_ids), packed)
+    ]
+    together = response_logps(decoder, rows)
+    for row, batched in zip(rows, together, strict=True):
+        alone = response_logps(decoder, [row])[0]
+        torch.testing.assert_close(batched[: len(alone)], alone, rtol=1e-4, atol=2e-5)
+
+
+def test_logits_at_is_undone_and_serves_models_without_a_head(pairs):
+    decoder = build_decoder("gemma2")  # soft-caps its logits after the output embedding
+    ids = torch.tensor([pairs[0].prompt_ids])
+    with torch.no_grad():
+        full = decoder.model(input_ids=ids).logits
+        positions = torch.tensor([[2, 0]])
+        with logits_at(decoder.model, positions) as select:
+            picked = select(decoder.model(input_ids=ids).logits)
+        assert torch.equal(decoder.model(input_ids=ids).logits, full)
+        decoder.model.get_output_embeddings = lambda: None
+        with logits_at(decoder.model, positions) as select:
+            later = select(decoder.model(input_ids=ids).logits)
+    torch.testing.assert_close(picked, full[:, [2, 0]])
+    torch.testing.assert_close(later, full[:, [2, 0]])
+
+
+def test_a_row_without_segments_is_the_prompt_alone():
+    decoder = build_decoder("llama")
+    row = Row(decoder.embed([1, 5, 6]), (((), 1),))
+    assert response_logps(decoder, [row]).shape == (1, 0)

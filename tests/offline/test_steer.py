@@ -1,0 +1,142 @@
+"""Hooks against the formula written out in float64, and the model left as it was."""
+
+import numpy as np
+import pytest
+import torch
+
+from grains_vllm.vectors import ArtifactError, ModelFingerprint, SteeringVector
+from offline.steer import steered
+from tests.offline.worlds import HIDDEN, LAYERS, build_decoder
+
+STRENGTH = 0.7
+
+
+def vector_for(decoder, empty_layer=None, **passport):
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(LAYERS, HIDDEN, generator=generator)
+    rows /= rows.norm(dim=1, keepdim=True)
+    if empty_layer is not None:
+        rows[empty_layer] = 0
+    return SteeringVector(rows, torch.tensor([4.0, 5.0, 6.0]), decoder.fingerprint, passport)
+
+
+def run(decoder, ids, **kwargs):
+    """Every block's output: [layers] of [batch, tokens, hidden], and the logits."""
+    outputs = []
+    handles = [
+        block.register_forward_hook(
+            lambda _m, _a, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for block in decoder.blocks
+    ]
+    with torch.no_grad():
+        logits = decoder.model(input_ids=ids, **kwargs).logits
+    for handle in handles:
+        handle.remove()
+    return outputs, logits
+
+
+def formula(h, vector, layer, strength=STRENGTH, length=None):
+    h = h.numpy().astype(np.float64)
+    r = float(vector.reference_norms[layer]) if length is None else length
+    u = h + strength * r * vector.directions[layer].numpy().astype(np.float64)
+    norms = np.linalg.norm(h, axis=-1, keepdims=True) / np.linalg.norm(u, axis=-1, keepdims=True)
+    return torch.from_numpy(u * norms).float()
+
+
+IDS = torch.tensor([[1, 10, 11, 12, 13], [1, 14, 15, 16, 17]])
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
+def decoder(request):
+    return build_decoder(request.param)
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_one_layer_follows_the_formula_and_is_undone(decoder, layer):
+    vector = vector_for(decoder)
+    plain, logits = run(decoder, IDS)
+    with steered(decoder.model, vector, STRENGTH, layers=[layer]):
+        # Registered after the steering hooks: it sees what the next block gets.
+        moved, steered_logits = run(decoder, IDS)
+    torch.testing.assert_close(
+        moved[layer], formula(plain[layer], vector, layer), rtol=1e-5, atol=1e-5
+    )
+    for earlier in range(layer):
+        assert torch.equal(moved[earlier], plain[earlier])
+    assert not torch.allclose(logits, steered_logits)
+    assert torch.equal(run(decoder, IDS)[1], logits)
+    assert not decoder.model._forward_pre_hooks
+    assert not any(block._forward_hooks for block in decoder.blocks)
+
+
+def test_undone_after_an_error(decoder):
+    logits = run(decoder, IDS)[1]
+    with pytest.raises(RuntimeError), steered(decoder.model, vector_for(decoder), 1.0):
+        raise RuntimeError
+    assert torch.equal(run(decoder, IDS)[1], logits)
+
+
+def test_all_layers_by_default_or_the_recommended_ones(decoder):
+    plain, _ = run(decoder, IDS)
+    with steered(decoder.model, vector_for(decoder, empty_layer=1), STRENGTH):
+        assert not torch.equal(run(decoder, IDS)[0][0], plain[0])
+    with steered(decoder.model, vector_for(decoder, recommended={"layers": [2]}), STRENGTH):
+        moved, _ = run(decoder, IDS)
+    assert torch.equal(moved[1], plain[1]) and not torch.equal(moved[2], plain[2])
+
+
+def test_absolute_scale(decoder):
+    vector = vector_for(decoder)
+    plain, _ = run(decoder, IDS)
+    with steered(decoder.model, vector, 2.0, layers=[1], scale="absolute"):
+        moved, _ = run(decoder, IDS)
+    expected = formula(plain[1], vector, 1, 2.0, length=1.0)
+    torch.testing.assert_close(moved[1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_strength_zero_changes_no_bit(decoder):
+    logits = run(decoder, IDS)[1]
+    with steered(decoder.model, vector_for(decoder), 0.0):
+        assert torch.equal(run(decoder, IDS)[1], logits)
+
+
+@pytest.mark.parametrize("lengths", [3, torch.tensor([3, 2])])
+def test_positions_in_one_forward(decoder, lengths):
+    plain, _ = run(decoder, IDS)
+    vector = vector_for(decoder)
+    prompt = torch.arange(5)[None] < torch.as_tensor(lengths).reshape(-1, 1).expand(2, 1)
+    for positions, flags in (("prompt", prompt), ("generation", ~prompt)):
+        with steered(
+            decoder.model, vector, STRENGTH, [0], positions, prompt_length=lengths
+        ):
+            moved = run(decoder, IDS)[0][0]
+        assert torch.equal(moved[~flags], plain[0][~flags])
+        expected = formula(plain[0], vector, 0)[flags]
+        torch.testing.assert_close(moved[flags], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_positions_with_a_cache_equal_one_forward(decoder):
+    arguments = (decoder.model, vector_for(decoder), STRENGTH, None, "generation")
+    with torch.no_grad(), steered(*arguments, prompt_length=3):
+        whole = decoder.model(input_ids=IDS).logits
+        first = decoder.model(input_ids=IDS[:, :2], use_cache=True)
+        cache, parts = first.past_key_values, [first.logits]
+        for column in range(2, 5):
+            step = decoder.model(input_ids=IDS[:, column : column + 1], past_key_values=cache)
+            parts.append(step.logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_applied_is_refused(decoder):
+    vector = vector_for(decoder, empty_layer=1)
+    with pytest.raises(ValueError, match=r"layers \[1\] hold no direction"):
+        steered(decoder.model, vector, 1.0, layers=[1]).__enter__()
+    with pytest.raises(ValueError, match="needs prompt_length"):
+        steered(decoder.model, vector, 1.0, positions="prompt").__enter__()
+    with pytest.raises(ValueError, match="expected 'all', 'prompt' or 'generation'"):
+        steered(decoder.model, vector, 1.0, positions="last").__enter__()  # type: ignore[arg-type]
+    other = ModelFingerprint("OtherForCausalLM", HIDDEN, LAYERS)
+    stranger = SteeringVector(vector.directions, vector.reference_norms, other)
+    with pytest.raises(ArtifactError, match="OtherForCausalLM"):
+        steered(decoder.model, stranger, 1.0).__enter__()
