@@ -36,8 +36,8 @@ print(", ".join(f"{m.__name__} {m.__version__}" for m in (vllm, torch, transform
 
 TORCH_HINT = (
     "PyPI holds only CUDA builds of torch {version}. The +cpu build is on PyTorch's CPU wheel "
-    "index: make it known to pip, for example\n"
-    "    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install\n"
+    "index, whose address pytorch.org shows under 'Get started' for pip and CPU. Make it known:\n"
+    "    PIP_EXTRA_INDEX_URL=ADDRESS make install\n"
     "If pip knows that index already, it has no build for Python {python} on this machine; try "
     "PYTHON=python3.11 or PYTHON=python3.12."
 )

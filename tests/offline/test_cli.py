@@ -1,0 +1,202 @@
+"""The command: its files, its messages, its exit codes, a real Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from grains_vllm.vectors import SteeringVector
+from offline.cli import app
+from tests.offline.worlds import build_model, rows, save_model, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["--ig-points", "8", "--k", "3", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return write_jsonl(tmp_path / "pairs.jsonl", rows(20))
+
+
+def grains(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def extract(model, pairs, out, *more):
+    return grains("extract", "--model", model, "--data", pairs, "--out", out, *QUICK, *more)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_extract_writes_an_artifact_that_inspect_reads(model, pairs, tmp_path):
+    out, side = tmp_path / "v.safetensors", tmp_path / "scores.jsonl"
+    result = extract(model, pairs, out, "--attributions", side, "--limit", "9")
+    assert result.exit_code == 0, result.output
+    assert "Completeness" in result.stdout and "Layers" in result.stdout
+    assert "examples" in result.stderr and "see --chat" in result.stderr
+    assert names(tmp_path) == ["pairs.jsonl", "scores.jsonl", "v.safetensors"]
+    lines = [json.loads(line) for line in side.read_text().splitlines()]
+    assert len(lines) == 9
+    assert all(len(line["tokens"]) == len(line["scores"]) for line in lines)
+    inspected = grains("inspect", out)
+    assert inspected.exit_code == 0 and "9 used, 0 dropped" in inspected.stdout
+    passport = json.loads(grains("inspect", out, "--json").stdout)
+    assert passport["digest"] == SteeringVector.load(out).digest
+    assert passport["model_id"] == "tiny" and passport["data"]["name"] == "pairs.jsonl"
+    assert str(tmp_path) not in json.dumps(passport)
+    assert len(passport["examples"]) == 9
+
+
+def test_json_is_the_only_thing_on_stdout(model, pairs, tmp_path):
+    out = tmp_path / "v.safetensors"
+    result = extract(model, pairs, out, "--json", "--layers", "0,2", "--strength", "0.3")
+    report = json.loads(result.stdout)
+    assert report["recommended"]["layers"] == [0, 2] and report["recommended"]["strength"] == 0.3
+    assert report["examples_used"] == 20
+    vector = SteeringVector.load(out)
+    assert vector.recommended_layers == [0, 2] and vector.recommended_strength == 0.3
+
+
+def test_gaps_above_the_tolerance_are_warned_about(model, pairs, tmp_path):
+    more = ("--ig-points", "1", "--ig-tolerance", "0.0001")
+    result = extract(model, pairs, tmp_path / "v.safetensors", *more)
+    assert result.exit_code == 0 and "warning:" in result.stdout
+
+
+def test_chat_prompts(model, pairs, tmp_path):
+    result = extract(model, pairs, tmp_path / "v.safetensors", "--chat")
+    assert result.exit_code == 0 and "see --chat" not in result.stderr
+
+
+BAD = [
+    ({"--data": "absent.jsonl"}, "absent.jsonl: no such file"),
+    ({"--model": "absent"}, "model 'absent' cannot be loaded"),
+    ({"--k": "0"}, "--k is 0, expected 1 or more"),
+    ({"--k": "40"}, "--k is 40, but the prompt has only"),
+    ({"--ig-points": "0"}, "--ig-points is 0"),
+    ({"--ig-batch": "0"}, "--ig-batch is 0"),
+    ({"--ig-tolerance": "nan"}, "--ig-tolerance is nan"),
+    ({"--strength": "inf"}, "--strength is inf"),
+    ({"--layers": "2-9"}, "--layers is '2-9', the model's layers are 0 to 2"),
+    ({"--layers": "x"}, "--layers is 'x', expected such as"),
+    ({"--dtype": "int8"}, "--dtype is 'int8', expected one of float32, bfloat16"),
+    ({"--device": "cuda"}, "PyTorch finds no CUDA device"),
+    ({"--blocks": "model.h"}, "--blocks is 'model.h'"),
+    ({"--out": "absent/v.safetensors"}, "cannot be written (No such file or directory)"),
+    ({"--out": "."}, "is a folder"),
+    ({"--attributions": "absent/a.jsonl"}, "cannot be written"),
+    ({"--mask": "blur"}, "Invalid value for '--mask'"),
+    ({"--unknown": "1"}, "No such option"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=str)
+def test_bad_input_writes_nothing(model, pairs, tmp_path, monkeypatch, changes, message):
+    if changes.get("--device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    monkeypatch.chdir(tmp_path)
+    arguments = {"--model": model, "--data": pairs, "--out": "v.safetensors", "--k": "3"} | changes
+    result = grains("extract", *(item for pair in arguments.items() for item in pair))
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert "Traceback" not in result.output and result.stdout == ""
+    assert names(tmp_path) == ["pairs.jsonl"]
+
+
+def test_nan_weights_write_nothing(pairs, tmp_path_factory, tmp_path):
+    folder = save_model(tmp_path_factory.mktemp("models") / "broken")
+    model = build_model("llama")
+    model.lm_head.weight.data[0, 0] = float("nan")
+    model.save_pretrained(folder)
+    result = extract(folder, pairs, tmp_path / "v.safetensors")
+    assert result.exit_code == 2 and "'lm_head.weight' holds a NaN" in result.stderr
+    assert names(tmp_path) == ["pairs.jsonl"]
+
+
+def test_existing_out_needs_force(model, pairs, tmp_path):
+    out = tmp_path / "v.safetensors"
+    out.write_bytes(b"precious")
+    result = extract(model, pairs, out)
+    assert result.exit_code == 2 and "--force overwrites it" in result.stderr
+    assert out.read_bytes() == b"precious"
+    assert extract(model, pairs, out, "--force").exit_code == 0
+    SteeringVector.load(out)
+
+
+def test_inspect_refuses_a_broken_artifact(tmp_path):
+    path = tmp_path / "v.safetensors"
+    path.write_bytes(b"no")
+    result = grains("inspect", path)
+    assert result.exit_code == 2 and "damaged or not a safetensors file" in result.stderr
+
+
+def test_gguf_there_and_back(model, pairs, tmp_path):
+    out, there = tmp_path / "v.safetensors", tmp_path / "v.gguf"
+    extract(model, pairs, out)
+    result = grains("export", out, "--out", there, "--model-hint", "llama")
+    assert result.exit_code == 0 and "layer 0 is left out" in result.stderr
+    back, by_hand = tmp_path / "back.safetensors", tmp_path / "by_hand.safetensors"
+    assert grains("import", there, "--out", back, "--model", model).exit_code == 0
+    size = ("--architecture", "LlamaForCausalLM", "--hidden-size", 32, "--num-layers", 3)
+    assert grains("import", there, "--out", by_hand, *size).exit_code == 0
+    original, loaded = SteeringVector.load(out), SteeringVector.load(back)
+    torch.testing.assert_close(loaded.directions[1:], original.directions[1:])
+    torch.testing.assert_close(loaded.reference_norms[1:], original.reference_norms[1:])
+    assert loaded.model == original.model and not loaded.directions[0].any()
+    assert SteeringVector.load(by_hand).digest == loaded.digest
+    result = grains("import", there, "--out", tmp_path / "x.safetensors")
+    assert result.exit_code == 2 and "give --model" in result.stderr
+    result = grains("export", out, "--out", there, "--model-hint", "llama")
+    assert result.exit_code == 2 and "--force" in result.stderr
+
+
+def test_ctrl_c_leaves_no_artifact_and_the_same_command_goes_on(model, tmp_path):
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", rows(400))
+    out = tmp_path / "v.safetensors"
+
+    def command(path):
+        base = [sys.executable, "-m", "offline.cli", "extract", "--model", model, "--data", pairs]
+        return [str(part) for part in (*base, "--out", path, "--k", "3", "--ig-points", "64")]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        command(out), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    partial = tmp_path / "v.safetensors.partial"
+    deadline = time.monotonic() + 60
+    while not (partial / "group-00001.safetensors").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"the same command goes on" in messages and b"Traceback" not in messages
+    assert not out.exists() and names(tmp_path) == ["pairs.jsonl", "v.safetensors.partial"]
+    groups = len(names(partial)) - 1
+    assert 2 <= groups < 50
+    stamps = {path.name: path.stat().st_mtime_ns for path in partial.iterdir()}
+
+    again = subprocess.Popen(command(out), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    while again.poll() is None and len(names(partial) if partial.exists() else []) <= groups + 1:
+        time.sleep(0.01)
+    for path in partial.iterdir() if partial.exists() else []:
+        assert stamps.get(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+    assert again.wait(timeout=120) == 0
+    whole = tmp_path / "whole.safetensors"
+    subprocess.run(command(whole), cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not partial.exists()

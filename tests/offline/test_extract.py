@@ -1,0 +1,179 @@
+"""The whole path from pairs to artifact, inside one process."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from grains_vllm.vectors import SteeringVector
+from offline.baselines import baseline_embedding
+from offline.deltas import deltas
+from offline.errors import InputError
+from offline.extract import GROUP, extract, finish
+from offline.options import (
+    AttributionMethod,
+    Baseline,
+    Direction,
+    ExtractOptions,
+    Mask,
+    Mode,
+    Read,
+)
+from offline.pairs import load_pairs
+from offline.prompts import tokenise
+from tests.offline.worlds import ARCHITECTURES, build_decoder, rows, write_jsonl
+
+QUICK = ExtractOptions(ig_points=8, k=3)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return build_decoder("llama")
+
+
+@pytest.fixture
+def data(tmp_path):
+    return load_pairs(str(write_jsonl(tmp_path / "pairs.jsonl", rows(GROUP + 3))))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture(architecture, data, tmp_path):
+    decoder = build_decoder(architecture)
+    out = tmp_path / "v.safetensors"
+    vector, records = extract(decoder, data, QUICK, out)
+    assert (tmp_path / "v.safetensors.partial").is_dir() and not out.exists()
+    finish(vector, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "v.safetensors"]
+    loaded = SteeringVector.load(out, decoder.fingerprint)
+    assert loaded.digest == vector.digest and loaded.layers == [0, 1, 2]
+    assert len(records) == len(data.pairs)
+    passport = loaded.passport
+    assert passport["examples_used"] + passport["examples_dropped"] == len(records)
+    assert passport["model_id"] == architecture and passport["options"]["k"] == 3
+    assert passport["data"]["sha256"] == data.sha256
+    assert passport["completeness"]["points"] == {"8": len(records)}
+    assert [report["layer"] for report in passport["layers"]] == [0, 1, 2]
+    assert "recommended" not in passport
+    packed = 0 if architecture == "mistral-window" else len(records)
+    assert passport["packed_examples"] == packed
+
+
+def test_vector_is_the_mean_delta_of_the_recorded_choices(llama, data, tmp_path):
+    vector, records = extract(llama, data, QUICK, tmp_path / "v")
+    b = baseline_embedding(llama, Baseline.mean)
+    total, norms = torch.zeros_like(vector.directions), []
+    for pair, record in zip(data.pairs, records, strict=True):
+        tokens = tokenise(pair, llama.tokenizer)
+        plus, minus = record["positive"], record["negative"]
+        assert all(record["scores"][i] > 0 for i in plus) and len(plus) <= 3
+        assert all(record["scores"][i] < 0 for i in minus) and 0 not in plus + minus
+        if record["used"]:
+            delta = deltas(llama, tokens, plus, minus, b, Read.prompt_end)
+            total += delta.positive - delta.negative
+            norms.append(delta.norms[0])
+    expected = total / total.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(vector.directions, expected, rtol=1e-4, atol=1e-5)
+    expected_norms = torch.stack(norms).quantile(0.5, dim=0)
+    torch.testing.assert_close(vector.reference_norms, expected_norms, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"direction": Direction.pca},
+        {"direction": Direction.pca_centered},
+        {"mode": Mode.positive},
+        {"mask": Mask.mask_token},
+        {"mask": Mask.attention},
+        {"read": Read.response_end},
+        {"attribution": AttributionMethod.random},
+        {"attribution": AttributionMethod.smoothgrad, "smoothgrad_samples": 3},
+        {"attribution": AttributionMethod.gradient_x_input},
+        {"baseline": Baseline.zero},
+    ],
+    ids=str,
+)
+def test_every_option_reaches_the_vector(llama, data, tmp_path, changes):
+    plain, _ = extract(llama, data, QUICK, tmp_path / "a")
+    other, _ = extract(llama, data, dataclasses.replace(QUICK, **changes), tmp_path / "b")
+    assert plain.digest != other.digest
+    for name, value in changes.items():
+        assert other.passport["options"][name] == value
+
+
+def test_batches_and_their_memory_change_nothing(llama, data, tmp_path):
+    one, _ = extract(llama, data, QUICK, tmp_path / "a", batch_rows=1)
+    two, _ = extract(llama, data, QUICK, tmp_path / "b", batch_rows=33)
+    torch.testing.assert_close(one.directions, two.directions, rtol=1e-3, atol=1e-5)
+
+
+def test_examples_without_a_needed_set_are_dropped_and_counted(llama, data, tmp_path, monkeypatch):
+    def one_sided(scores, eligible, k):
+        return ([1], []) if len(eligible) % 2 else ([1], [2])
+
+    monkeypatch.setattr("offline.extract.select", one_sided)
+    vector, records = extract(llama, data, QUICK, tmp_path / "v")
+    dropped = sum(len(record["tokens"]) % 2 for record in records)
+    assert vector.passport["examples_dropped"] == dropped > 0
+    positive = dataclasses.replace(QUICK, mode=Mode.positive)
+    assert extract(llama, data, positive, tmp_path / "w")[0].passport["examples_dropped"] == 0
+    monkeypatch.setattr("offline.extract.select", lambda scores, eligible, k: ([1], []))
+    with pytest.raises(InputError, match="0 of 11 examples have tokens of both signs"):
+        extract(llama, data, QUICK, tmp_path / "x")
+    assert not (tmp_path / "x.partial").exists()
+
+
+def test_interrupted_run_goes_on_to_the_same_bits(llama, data, tmp_path):
+    whole, records = extract(llama, data, QUICK, tmp_path / "a")
+    seen = []
+
+    def interrupt():
+        seen.append(1)
+        if len(seen) == GROUP + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(llama, data, QUICK, tmp_path / "b", on_example=interrupt)
+    kept = sorted(path.name for path in (tmp_path / "b.partial").iterdir())
+    assert kept == ["group-00000.safetensors", "manifest.json"]
+    again, again_records = extract(llama, data, QUICK, tmp_path / "b")
+    assert again.digest == whole.digest and again.passport == whole.passport
+    assert again_records == records
+
+
+def test_leftovers_of_another_run_are_refused(llama, data, tmp_path):
+    extract(llama, data, QUICK, tmp_path / "v")
+    other = dataclasses.replace(QUICK, k=2, seed=5)
+    with pytest.raises(
+        InputError, match=r"options.k was 3, now 2; options.seed was 0, now 5.*--restart"
+    ):
+        extract(llama, data, other, tmp_path / "v")
+    assert (tmp_path / "v.partial").is_dir()
+    assert extract(llama, data, other, tmp_path / "v", restart=True)[0].passport["options"]["k"] == 2
+    (tmp_path / "v.partial" / "group-00001.safetensors").write_bytes(b"half")
+    with pytest.raises(InputError, match=r"group-00001.safetensors: damaged.*--restart"):
+        extract(llama, data, other, tmp_path / "v")
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"prompt": "w3 w4"}, r"line 12: --k is 4, but the prompt has only 3 tokens \(2 of them"),
+        ({"prompt": "w3 " * 70}, r"line 12: prompt and response have 7\d tokens, .* takes 64"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(llama, data, tmp_path, item, message):
+    items = [*rows(GROUP + 3), rows(1)[0] | item]
+    data = load_pairs(str(write_jsonl(tmp_path / "pairs.jsonl", items)))
+    with pytest.raises(InputError, match=message):
+        extract(llama, data, dataclasses.replace(QUICK, k=4), tmp_path / "v")
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+def test_wrong_tokenizer_is_refused(data, tmp_path):
+    decoder = build_decoder("llama")
+    decoder.tokenizer.add_tokens(["w100"])
+    items = [rows(1)[0] | {"prompt": "w3 w4 w5 w100"}]
+    data = load_pairs(str(write_jsonl(tmp_path / "x.jsonl", items)))
+    with pytest.raises(InputError, match=r"token id 69 is beyond the 69 embeddings of model"):
+        extract(decoder, data, QUICK, tmp_path / "v")
