@@ -48,13 +48,21 @@ def test_integrated_gradients_equal_captum(architecture, pairs):
     for objective in (Objective.mean, Objective.sum):
         results = attribute(decoder, pairs, ig_points=24, objective=objective)
         for pair, ours in zip(pairs, results, strict=True):
+
             def forward(prompts, pair=pair, objective=objective):
                 return plain_objective(decoder, pair, prompts, objective)
 
             prompt = decoder.embed(pair.prompt_ids)[None]
-            theirs = IntegratedGradients(forward).attribute(
-                prompt, baseline.expand_as(prompt).contiguous(), n_steps=24, method="gausslegendre"
-            )[0].sum(1)
+            theirs = (
+                IntegratedGradients(forward)
+                .attribute(
+                    prompt,
+                    baseline.expand_as(prompt).contiguous(),
+                    n_steps=24,
+                    method="gausslegendre",
+                )[0]
+                .sum(1)
+            )
             difference = (ours.scores - theirs).abs().max() / theirs.abs().max()
             assert difference < 1e-4
             assert ours.f_input == pytest.approx(float(forward(prompt)), abs=2e-5)
@@ -92,6 +100,26 @@ def test_packed_scores_equal_two_row_scores(llama, pairs, monkeypatch):
         torch.testing.assert_close(one.scores, two.scores, rtol=1e-4, atol=1e-6)
 
 
+def test_longer_examples_are_tried_before_they_are_packed(llama, pairs, monkeypatch):
+    tried = []
+
+    def may_pack(decoder, pair):
+        tried.append(len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids))
+        return tried[-1] < max(lengths)
+
+    lengths = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
+    monkeypatch.setattr("offline.attribution.may_pack", may_pack)
+    results = attribute(llama, pairs, ig_points=2)
+    assert [result.packed for result in results] == [n < max(lengths) for n in lengths]
+    best = 0
+    expected = []
+    for length in lengths:
+        if length > best:
+            expected.append(length)
+            best = length if length < max(lengths) else best
+    assert tried == expected
+
+
 def test_gradient_x_input(llama, pairs):
     results = attribute(llama, pairs, attribution=AttributionMethod.gradient_x_input)
     for pair, result in zip(pairs, results, strict=True):
@@ -119,6 +147,9 @@ def test_drawn_scores_depend_on_seed_and_example_not_on_order(llama, pairs, meth
     forwards, backwards = (attribute(llama, group, **options) for group in (pairs, pairs[::-1]))
     for one, two in zip(forwards, backwards[::-1], strict=True):
         torch.testing.assert_close(one.scores, two.scores, rtol=1e-4, atol=1e-6)
+    if method == "random":
+        shared = min(len(pair.prompt_ids) for pair in pairs)
+        assert len({float(result.scores[:shared].sum()) for result in forwards}) == len(pairs)
     other = attribute(llama, pairs, seed=1, **options)
     assert not torch.allclose(forwards[0].scores, other[0].scores, rtol=1e-3)
 
@@ -172,7 +203,7 @@ def test_baselines():
     assert mask_embedding(decoder, Mask.baseline, some) is some
     assert mask_embedding(decoder, Mask.attention, some) is None
     decoder.tokenizer.mask_token = None
-    with pytest.raises(InputError, match="--mask mask-token: the tokenizer .* has no mask_token"):
+    with pytest.raises(InputError, match=r"--mask mask-token: the tokenizer .* has no mask_token"):
         mask_embedding(decoder, Mask.mask_token, some)
 
 

@@ -15,7 +15,9 @@ def streams(decoder, embeds, mask=None):
         hidden = []
         handles = [
             block.register_forward_hook(
-                lambda _m, _a, out: hidden.append((out[0] if isinstance(out, tuple) else out)[0, -1])
+                lambda _m, _a, out: hidden.append(
+                    (out[0] if isinstance(out, tuple) else out)[0, -1]
+                )
             )
             for block in decoder.blocks
         ]

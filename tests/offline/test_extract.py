@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from grains_vllm.vectors import SteeringVector
+from offline.attribution import Attributor
 from offline.baselines import baseline_embedding
 from offline.deltas import deltas
 from offline.errors import InputError
@@ -38,9 +39,9 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture(architecture, data, tmp_path):
-    decoder = build_decoder(architecture)
+    decoder, notes = build_decoder(architecture), []
     out = tmp_path / "v.safetensors"
-    vector, records = extract(decoder, data, QUICK, out)
+    vector, records = extract(decoder, data, QUICK, out, on_note=notes.append)
     assert (tmp_path / "v.safetensors.partial").is_dir() and not out.exists()
     finish(vector, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "v.safetensors"]
@@ -56,6 +57,15 @@ def test_every_architecture(architecture, data, tmp_path):
     assert "recommended" not in passport
     packed = 0 if architecture == "mistral-window" else len(records)
     assert passport["packed_examples"] == packed
+    assert any("took two rows each" in note for note in notes) == (packed == 0)
+    assert any("see --chat" in note for note in notes)
+
+
+def test_pad_baseline_that_is_zero_is_pointed_out(llama, data, tmp_path):
+    notes = []
+    options = dataclasses.replace(QUICK, baseline=Baseline.pad)
+    extract(llama, data, options, tmp_path / "a", on_note=notes.append)
+    assert any("--baseline pad is --baseline zero" in note for note in notes)
 
 
 def test_vector_is_the_mean_delta_of_the_recorded_choices(llama, data, tmp_path):
@@ -118,12 +128,12 @@ def test_examples_without_a_needed_set_are_dropped_and_counted(llama, data, tmp_
     positive = dataclasses.replace(QUICK, mode=Mode.positive)
     assert extract(llama, data, positive, tmp_path / "w")[0].passport["examples_dropped"] == 0
     monkeypatch.setattr("offline.extract.select", lambda scores, eligible, k: ([1], []))
-    with pytest.raises(InputError, match="0 of 11 examples have tokens of both signs"):
+    with pytest.raises(InputError, match="0 of 11 examples have tokens of the needed signs"):
         extract(llama, data, QUICK, tmp_path / "x")
     assert not (tmp_path / "x.partial").exists()
 
 
-def test_interrupted_run_goes_on_to_the_same_bits(llama, data, tmp_path):
+def test_interrupted_run_goes_on_to_the_same_bits(llama, data, tmp_path, monkeypatch):
     whole, records = extract(llama, data, QUICK, tmp_path / "a")
     seen = []
 
@@ -136,7 +146,15 @@ def test_interrupted_run_goes_on_to_the_same_bits(llama, data, tmp_path):
         extract(llama, data, QUICK, tmp_path / "b", on_example=interrupt)
     kept = sorted(path.name for path in (tmp_path / "b.partial").iterdir())
     assert kept == ["group-00000.safetensors", "manifest.json"]
+    attributed, real = [], Attributor.attribute
+
+    def counting(self, pairs, on_example):
+        attributed.extend(pairs)
+        return real(self, pairs, on_example)
+
+    monkeypatch.setattr(Attributor, "attribute", counting)
     again, again_records = extract(llama, data, QUICK, tmp_path / "b")
+    assert len(attributed) == len(data.pairs) - GROUP
     assert again.digest == whole.digest and again.passport == whole.passport
     assert again_records == records
 
@@ -149,7 +167,9 @@ def test_leftovers_of_another_run_are_refused(llama, data, tmp_path):
     ):
         extract(llama, data, other, tmp_path / "v")
     assert (tmp_path / "v.partial").is_dir()
-    assert extract(llama, data, other, tmp_path / "v", restart=True)[0].passport["options"]["k"] == 2
+    assert (
+        extract(llama, data, other, tmp_path / "v", restart=True)[0].passport["options"]["k"] == 2
+    )
     (tmp_path / "v.partial" / "group-00001.safetensors").write_bytes(b"half")
     with pytest.raises(InputError, match=r"group-00001.safetensors: damaged.*--restart"):
         extract(llama, data, other, tmp_path / "v")
@@ -177,3 +197,34 @@ def test_wrong_tokenizer_is_refused(data, tmp_path):
     data = load_pairs(str(write_jsonl(tmp_path / "x.jsonl", items)))
     with pytest.raises(InputError, match=r"token id 69 is beyond the 69 embeddings of model"):
         extract(decoder, data, QUICK, tmp_path / "v")
+
+
+def test_too_little_memory_is_an_input_error_that_keeps_finished_groups(
+    llama, data, tmp_path, monkeypatch
+):
+    from offline import extract as module
+
+    real, calls = module.deltas, []
+
+    def deltas_until_full(*arguments):
+        calls.append(1)
+        if len(calls) > GROUP:
+            raise torch.OutOfMemoryError("pretend")
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "deltas", deltas_until_full)
+    with pytest.raises(InputError, match="too little memory for one example"):
+        extract(llama, data, QUICK, tmp_path / "v")
+    assert (tmp_path / "v.partial" / "group-00000.safetensors").is_file()
+
+
+def test_half_precision_gives_nearly_the_same_vector(llama, data, tmp_path):
+    half = build_decoder("llama")
+    half.model.to(torch.bfloat16)
+    options = dataclasses.replace(QUICK, ig_points=32)
+    full_vector, _ = extract(llama, data, options, tmp_path / "a")
+    half_vector, records = extract(half, data, options, tmp_path / "b")
+    assert half_vector.passport["dtype"] == "bfloat16"
+    assert all(record["packed"] for record in records)
+    cosines = (full_vector.directions * half_vector.directions).sum(1)
+    assert cosines.min() > 0.8

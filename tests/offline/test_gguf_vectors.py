@@ -52,6 +52,8 @@ def test_file_is_what_llama_cpp_reads(tmp_path):
     assert reader.get_field("general.architecture").contents() == "controlvector"
     assert reader.get_field("controlvector.model_hint").contents() == "llama"
     assert reader.get_field("controlvector.layer_count").contents() == 2
+    types = reader.get_field("controlvector.layer_count").types
+    assert types == [gguf.GGUFValueType.UINT32]
     assert [tensor.name for tensor in reader.tensors] == ["direction.1", "direction.3"]
     expected = (vector().directions[3] * 5).numpy()
     np.testing.assert_allclose(reader.tensors[1].data, expected, rtol=1e-6)
@@ -78,7 +80,11 @@ FULL = np.ones(8, dtype=np.float32)
     [
         ("llama", {"direction_1": FULL}, "general.architecture is 'llama'"),
         ("controlvector", {"other": FULL}, "tensor 'other', expected direction.N"),
-        ("controlvector", {"direction_4": FULL}, "'direction.4', but the model's layers are 0 to 3"),
+        (
+            "controlvector",
+            {"direction_4": FULL},
+            "'direction.4', but the model's layers are 0 to 3",
+        ),
         ("controlvector", {"direction_1": FULL[:5]}, "has 5 values, the model's hidden size is 8"),
         ("controlvector", {"direction_1": FULL * np.nan}, "holds a NaN"),
         ("controlvector", {"direction_1": FULL * 0}, "no direction that is not zero"),
@@ -95,5 +101,5 @@ def test_not_gguf_at_all(tmp_path):
     path = tmp_path / "v.gguf"
     for content in (b"", b"no", b"GGUF" + b"\0" * 40):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="v.gguf: not a readable GGUF file"):
+        with pytest.raises(InputError, match=r"v.gguf: not a readable GGUF file"):
             read_gguf(path, MODEL)

@@ -1,11 +1,13 @@
 """Loading, finding blocks, recording their raw outputs, refusing what would go wrong silently."""
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
+from offline.blocks import find_blocks, record_blocks
 from offline.errors import InputError
-from offline.model import as_decoder, check_leaf, find_blocks, load_decoder, record_blocks
+from offline.model import as_decoder, check_leaf, load_decoder
 from tests.offline.worlds import (
     ARCHITECTURES,
     HIDDEN,
@@ -35,7 +37,7 @@ def test_recorded_streams_are_before_the_final_norm(architecture):
         # transformers collects hidden states with hooks of its own, which stay.
         decoder.model(input_ids=ids, output_hidden_states=True)
     hooks = [len(block._forward_hooks) for block in decoder.blocks]
-    with torch.no_grad(), record_blocks(decoder, positions) as outputs:
+    with torch.no_grad(), record_blocks(decoder.blocks, positions) as outputs:
         hidden = decoder.model(input_ids=ids, output_hidden_states=True).hidden_states
     assert [tuple(output.shape) for output in outputs] == [(2, HIDDEN)] * LAYERS
     rows = torch.arange(2)
@@ -56,6 +58,14 @@ def test_another_list_of_the_same_length_is_not_taken_for_blocks():
         find_blocks(model, "m", "model.h")
     with pytest.raises(InputError, match="behave like 3 decoder blocks"):
         find_blocks(model, "m", "model.adapters")
+
+
+def test_two_lists_that_behave_alike_need_the_users_word():
+    model = build_model("llama")
+    model.model.again = nn.ModuleList(model.model.layers)
+    with pytest.raises(InputError, match="2 of its module lists behave like 3 decoder blocks"):
+        find_blocks(model, "m")
+    assert find_blocks(model, "m", "model.layers") == "model.layers"
 
 
 def test_model_without_blocks_is_refused():
@@ -101,8 +111,23 @@ def test_loading_names_folder_and_digests_weights(tmp_path):
     assert one.weights_sha256 == load_decoder(str(folder), device="cpu").weights_sha256
     half = load_decoder(str(folder), dtype="bfloat16", device="cpu")
     assert half.dtype == torch.bfloat16
+    placed = load_decoder(str(folder), device_map="auto")
+    assert len(placed.embed([1, 2])) == 2 and placed.weights_sha256 == one.weights_sha256
     build_model("llama", seed=1).save_pretrained(folder)
     assert load_decoder(str(folder), device="cpu").weights_sha256 != one.weights_sha256
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3", "llama"])
+def test_missing_weights_are_refused_and_tied_ones_are_not_missing(architecture, tmp_path):
+    folder = save_model(tmp_path / "tiny", architecture)
+    load_decoder(str(folder), device="cpu")
+    path = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    removed = min(weights)
+    del weights[removed]
+    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"\d weights are missing from its files, such as"):
+        load_decoder(str(folder), device="cpu")
 
 
 def test_missing_model_is_an_input_error(tmp_path):

@@ -71,6 +71,15 @@ def test_packing_is_refused_when_numbers_disagree(pairs, monkeypatch):
     assert not may_pack(decoder, pairs[0])
 
 
+def test_binding_windows_are_refused_whatever_the_numbers(pairs, monkeypatch):
+    monkeypatch.setattr("offline.objective._PACKED_TOLERANCE", {torch.float32: 1e9})
+    assert may_pack(build_decoder("llama"), pairs[0])
+    decoder = build_decoder("mistral-window")
+    assert not may_pack(decoder, pairs[0])
+    decoder.model.config.sliding_window = pairs[0].length
+    assert may_pack(decoder, pairs[0])
+
+
 def test_rows_do_not_see_their_batch(pairs):
     decoder = build_decoder("llama")
     rows = [

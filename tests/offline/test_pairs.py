@@ -80,6 +80,12 @@ def test_truthfulqa_csv(tmp_path):
     assert (chat.prompt, chat.chosen) == ([user("Do cats fly?")], "No, they walk")
 
 
+def test_byte_order_mark_is_no_part_of_a_column(tmp_path):
+    path = tmp_path / "sheet.csv"
+    path.write_text("\ufeffprompt,chosen,rejected\nw3,w1,w2\n", encoding="utf-8")
+    assert load_pairs(str(path)).pairs[0].prompt == "w3"
+
+
 def test_csv_and_parquet_and_dataset_folder_agree(tmp_path):
     import datasets
 
@@ -102,6 +108,7 @@ BAD = [
     (["x"], "line 1: found str"),
     ([GOOD, {"prompt": "a", "chosen": "b"}], "line 2: 'rejected' is missing"),
     ([{"chosen": "a", "rejected": "b"}], "line 1: 'prompt' is missing"),
+    ([GOOD | {"chosen": "\ud83d"}], "line 1: holds half a character"),
     ([GOOD | {"chosen": 3}], "'chosen' is int 3"),
     ([GOOD | {"prompt": {"a": 1}}], "'prompt' is dict"),
     ([GOOD | {"prompt": [{"role": "user"}]}], r"'prompt\[0\].content' is missing"),

@@ -98,6 +98,7 @@ def test_absolute_scale(decoder):
 def test_strength_zero_changes_no_bit(decoder):
     logits = run(decoder, IDS)[1]
     with steered(decoder.model, vector_for(decoder), 0.0):
+        assert not decoder.model._forward_pre_hooks  # nothing is even installed
         assert torch.equal(run(decoder, IDS)[1], logits)
 
 
@@ -107,9 +108,7 @@ def test_positions_in_one_forward(decoder, lengths):
     vector = vector_for(decoder)
     prompt = torch.arange(5)[None] < torch.as_tensor(lengths).reshape(-1, 1).expand(2, 1)
     for positions, flags in (("prompt", prompt), ("generation", ~prompt)):
-        with steered(
-            decoder.model, vector, STRENGTH, [0], positions, prompt_length=lengths
-        ):
+        with steered(decoder.model, vector, STRENGTH, [0], positions, prompt_length=lengths):
             moved = run(decoder, IDS)[0][0]
         assert torch.equal(moved[~flags], plain[0][~flags])
         expected = formula(plain[0], vector, 0)[flags]

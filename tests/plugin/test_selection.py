@@ -55,7 +55,7 @@ def test_with_a_default(catalogue, extra_args, expected):
         ({"steering": "truthful=x"}, "'x' in 'truthful=x' is not a number"),
         ({"steering": "truthful=nan"}, "steering: nan is not a number"),
         ({"steering": "truthful=1e9"}, "not a number between -1e+06 and 1e+06"),
-        ({"steering": "truthful=1", "steering_strength": 2}, "which sets the strength too"),
+        ({"steering": "truthful=1", "steering_strength": 2}, "sets the strength too"),
         ({"steering": "truthful", "steering_strength": "1"}, "steering_strength: '1' is not"),
         ({"steering": "truthful", "steering_strength": [1]}, "steering_strength: [1] is not"),
         ({"steering": "truthful", "steering_strength": None}, "steering_strength: None is not"),
