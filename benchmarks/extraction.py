@@ -116,7 +116,7 @@ def fixed_points(
     points = FIRST_POINTS
     while points < ExtractOptions().ig_max_points:
         gaps = [
-            gap(captum_scores(decoder, pair, baseline, points, 16, ours=True), result)
+            gap(captum_scores(decoder, pair, baseline, points, 8, ours=True), result)
             for pair, result in zip(pairs, ours, strict=True)
         ]
         if max(gaps) <= worst:
@@ -132,6 +132,7 @@ def timed(compute: Callable[[], Any]) -> float:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(args.threads[0])
     decoder, pairs = build_decoder(args), build_pairs(args)
     baseline = decoder.model.get_input_embeddings().weight.double().mean(0).float()
 
@@ -202,11 +203,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--init", type=float, default=0.06, help="standard deviation of weights")
-    parser.add_argument("--examples", type=int, default=8)
+    parser.add_argument("--init", type=float, default=0.02, help="standard deviation of weights")
+    parser.add_argument("--examples", type=int, default=6)
     parser.add_argument("--prompt", type=int, default=60, help="tokens, give or take 10")
     parser.add_argument("--response", type=int, default=10, help="tokens, give or take 3")
-    parser.add_argument("--rows", type=int, default=16, help="rows per forward, for all")
+    parser.add_argument("--rows", type=int, default=8, help="rows per forward, for all")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=0)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 from grains_vllm.config import Catalogue
@@ -37,11 +38,28 @@ def require_engine(vllm_config: Any, catalogue: Catalogue) -> None:
         )
     except ArtifactError as error:
         raise GrainsConfigError(str(error)) from error
+    _warn_of_siblings(vllm_config, catalogue)
 
 
 def _parallel(name: str, limit: Any) -> Callable[[Any], bool]:
     # Some of these are missing in some versions; a feature that does not exist is not in use.
     return lambda config: getattr(config.parallel_config, name, limit) != limit
+
+
+def _warn_of_siblings(config: Any, catalogue: Catalogue) -> None:
+    """Notes vectors that fit the model's shape but were extracted from one of another name."""
+    from vllm.logger import init_logger
+
+    model = PurePath(config.model_config.model).name
+    for entry in catalogue.vectors.values():
+        if entry.origin and PurePath(entry.origin).name != model:
+            init_logger(__name__).warning(
+                "grains: vector %r was extracted from %r, this model is %r; its shape fits, but "
+                "only you can know whether its directions do",
+                entry.name,
+                entry.origin,
+                model,
+            )
 
 
 _UNPROVEN = "not yet shown to be correct together"
@@ -69,10 +87,20 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda c: bool(getattr(c.model_config, "is_diffusion", False)),
         "only autoregressive models are known",
     ),
+    (
+        "--model-impl transformers",
+        lambda c: _transformers_backend(c.model_config),
+        "its layers keep a batch axis that routing does not know",
+    ),
     ("--speculative-config", lambda c: c.speculative_config is not None, _UNPROVEN),
     ("--enable-lora", lambda c: c.lora_config is not None, _UNPROVEN),
     ("--kv-transfer-config", lambda c: c.kv_transfer_config is not None, _UNPROVEN),
     ("--pipeline-parallel-size", _parallel("pipeline_parallel_size", 1), _UNPROVEN),
+    (
+        "--decode-context-parallel-size",
+        _parallel("decode_context_parallel_size", 1),
+        _UNPROVEN,
+    ),
     ("--data-parallel-size", _parallel("data_parallel_size", 1), _UNPROVEN),
     (
         "--api-server-count",
@@ -107,11 +135,20 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         _SEES_FEWER_TOKENS,
     ),
     (
+        "VLLM_SKIP_MODEL_NAME_VALIDATION=1",
+        lambda c: _env("VLLM_SKIP_MODEL_NAME_VALIDATION"),
+        "a misspelt alias would be served without its vector",
+    ),
+    (
         "VLLM_USE_RUST_FRONTEND=1",
         lambda c: _env("VLLM_USE_RUST_FRONTEND"),
         "it does not pass through the Python front end that checks requests",
     ),
 )
+
+
+def _transformers_backend(model_config: Any) -> bool:
+    return bool(model_config.using_transformers_backend())
 
 
 def _env(name: str) -> bool:

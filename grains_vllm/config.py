@@ -3,12 +3,12 @@
 import difflib
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from grains_vllm.errors import GrainsConfigError
@@ -35,6 +35,7 @@ class VectorEntry:
             the file that it reads against it.
         layers: 0-based decoder layers that are steered, ascending.
         scale: "relative" makes strength a fraction of the usual ||h||, "absolute" a length.
+        origin: the passport's model_id, to notice a vector of a sibling model.
     """
 
     name: str
@@ -44,7 +45,8 @@ class VectorEntry:
     layers: tuple[int, ...]
     positions: str = "all"
     scale: str = "relative"
-    description: str = ""
+    origin: str = ""
+    description: str = field(default="", compare=False)
 
     @property
     def slot_key(self) -> str:
@@ -63,7 +65,7 @@ class Steering:
     @property
     def digest(self) -> str:
         """Equal only for requests whose KV cache is interchangeable."""
-        return _sha256([self.entry.slot_key, self.strength, self.positions])
+        return _sha256([self.entry.slot_key, float(np.float32(self.strength)), self.positions])
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,19 @@ class Catalogue:
         return sorted({layer for entry in self.vectors.values() for layer in entry.layers})
 
     def to_json(self) -> dict[str, Any]:
-        """The canonical form for `additional_config`: JSON-able, free of order and of defaults."""
+        """The canonical form for `additional_config`: JSON-able, the same for every order.
+
+        Descriptions stay out of it, since it is part of the compile-cache key.
+        """
         return {
-            "resolved": [asdict(self.vectors[name]) for name in sorted(self.vectors)],
+            "resolved": [
+                {
+                    key: value
+                    for key, value in asdict(self.vectors[name]).items()
+                    if key != "description"
+                }
+                for name in sorted(self.vectors)
+            ],
             "model": asdict(self.model),
             "layer_output": self.layer_output,
             "default": self.default
@@ -200,14 +212,23 @@ def _entry(
     description = settings.get("description", "")
     if not isinstance(description, str):
         raise GrainsConfigError(f"{where}.description: {description!r} is not text")
+    scale = one_of(settings.get("scale", "relative"), SCALES, f"{where}.scale")
+    layers = _entry_layers(settings.get("layers"), vector, f"{where}.layers")
+    unscaled = [layer for layer in layers if vector.reference_norms[layer] == 0]
+    if scale == "relative" and unscaled:
+        raise GrainsConfigError(
+            f"{where}.layers: the artifact's reference norm is 0 at {unscaled}, so no "
+            "strength would steer there; use other layers or scale: absolute"
+        )
     entry = VectorEntry(
         name=name,
         path=str((folder / path).resolve()),
         digest=vector.digest,
         strength=_entry_strength(settings.get("strength"), vector, f"{where}.strength"),
-        layers=_entry_layers(settings.get("layers"), vector, f"{where}.layers"),
+        layers=layers,
         positions=one_of(settings.get("positions", "all"), POSITIONS, f"{where}.positions"),
-        scale=one_of(settings.get("scale", "relative"), SCALES, f"{where}.scale"),
+        scale=scale,
+        origin=str(vector.passport.get("model_id", "")),
         description=description,
     )
     return entry, vector.model
@@ -247,10 +268,10 @@ def _default(value: Any, catalogue: Catalogue, where: str) -> Steering | None:
 
 def strength(value: Any, where: str, error: type[ValueError] = GrainsConfigError) -> float:
     """Checks a strength: a finite number (no bool) of at most MAX_STRENGTH in size."""
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > MAX_STRENGTH:
-        raise error(
-            f"{where}: {value!r} is not a number between -{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
-        )
+    # Written so that NaN fails too, and so that no integer is too long to compare.
+    if type(value) not in (int, float) or not abs(value) <= MAX_STRENGTH:
+        limits = f"-{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
+        raise error(f"{where}: {short(value)} is not a number between {limits}")
     return float(value)
 
 
@@ -259,13 +280,19 @@ def one_of(
 ) -> str:
     """Checks a choice and names the alternatives if it is none of them."""
     if value not in allowed:
-        raise error(f"{where}: {value!r} is not one of {_listed(allowed)}")
+        raise error(f"{where}: {short(value)} is not one of {_listed(allowed)}")
     return str(value)
 
 
-def suggestion(found: str, known: tuple[str, ...] | list[str]) -> str:
+def short(value: Any) -> str:
+    """repr() for messages: somebody else's value, at a length that fits into one."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**80 else "a huge integer"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def suggestion(found: str, known: tuple[str, ...] | list[str], cutoff: float = 0.75) -> str:
     """' (did you mean X?)' where one of the known names is close."""
-    close = difflib.get_close_matches(found, known, n=1, cutoff=0.75)
+    close = difflib.get_close_matches(found[:80], known, n=1, cutoff=cutoff)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -290,7 +317,11 @@ class _UniqueKeys(yaml.SafeLoader):
     """Plain YAML keeps the last of two equal keys; a vector that vanishes so is a silent error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [
+            self.construct_object(key, deep=True)
+            for key, _ in node.value
+            if key.tag != "tag:yaml.org,2002:merge"  # `<<: *base`, which may be overridden
+        ]
         for number, key in enumerate(keys):
             if key in keys[:number]:
                 raise yaml.constructor.ConstructorError(

@@ -76,10 +76,14 @@ def layer_output(layer: nn.Module, override: str | None) -> str:
     Raises:
         GrainsConfigError: a class whose convention nobody has read; guessing could add a wrong sum.
     """
-    if override is not None:
-        return override
     author = next(cls for cls in type(layer).__mro__ if "forward" in cls.__dict__)
     name = f"{author.__module__}.{author.__qualname__}"
+    if name in _OUTPUT_OF and override not in (None, _OUTPUT_OF[name]):
+        raise GrainsConfigError(
+            f"layer_output is {override!r}, but {name} is known to be {_OUTPUT_OF[name]!r}"
+        )
+    if override is not None:
+        return override
     if name not in _OUTPUT_OF:
         raise GrainsConfigError(
             f"--enable-grains: how {name} returns its residual stream is not known. If you have "
@@ -96,7 +100,16 @@ def attach(layer: nn.Module, output: str, buffers: dict[str, torch.Tensor]) -> N
         output: see `layer_output`.
         buffers: grains_slot [tokens] int32 and grains_strength [tokens] float32, shared by all
             layers; grains_gain [slots + 1] and grains_direction [slots + 1, hidden] float32.
+
+    Raises:
+        GrainsConfigError: something else has replaced this layer's forward already.
     """
+    if "forward" in vars(layer):
+        # On the instance, where it would win over the class; vLLM's CPU offloaders do that.
+        raise GrainsConfigError(
+            "--enable-grains cannot be used with CPU offloading (--cpu-offload-gb and the like): "
+            f"the forward of {type(layer).__name__} has been replaced"
+        )
     for name, tensor in buffers.items():
         layer.register_buffer(name, tensor, persistent=False)
     layer.__class__ = _steered_class(cast(Any, type(layer)), output)
@@ -122,6 +135,11 @@ def _steered_class(cls: Any, output: str) -> type[nn.Module]:
 
 
 def _steer(layer: Any, hidden: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    if hidden.dim() != 2:
+        raise GrainsConfigError(
+            f"--enable-grains: {type(layer).__name__} computes a stream of {hidden.dim()} axes, "
+            "expected [tokens, hidden]; routing would not fit"
+        )
     tokens = hidden.shape[0]
     slot = layer.grains_slot[:tokens]
     gain = (layer.grains_strength[:tokens] * layer.grains_gain[slot]).unsqueeze(-1)

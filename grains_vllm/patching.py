@@ -10,21 +10,16 @@ _undo: list[tuple[Any, str, Any]] = []
 def wrap(owner: type, name: str, make: Callable[[Any], Any]) -> None:
     """Replaces `owner.name` by `make(original)`.
 
-    `original` is the plain function, also where the class holds a static or class method; the
-    replacement is stored as the same kind of attribute.
+    `original` is the plain function, also where the class holds a static or class method, and None
+    where it has no such attribute; the replacement is stored as the same kind of attribute.
     """
     raw = owner.__dict__.get(name, _ABSENT)
-    original = getattr(raw, "__func__", raw)
+    original = getattr(owner, name, None) if raw is _ABSENT else getattr(raw, "__func__", raw)
     replacement = make(original)
     if isinstance(raw, staticmethod | classmethod):
         replacement = type(raw)(replacement)
     _undo.append((owner, name, raw))
     setattr(owner, name, replacement)
-
-
-def add(owner: type, name: str, function: Callable[..., Any]) -> None:
-    """Gives `owner` a method that it does not define itself."""
-    wrap(owner, name, lambda _: function)
 
 
 def unpatch() -> None:

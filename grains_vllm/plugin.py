@@ -1,137 +1,181 @@
 """The only door into vLLM: `register()`, the entry point of the group `vllm.general_plugins`.
 
-vLLM calls it in every process. It checks that this vLLM has every symbol the package touches, then
-wraps them. A server that did not ask for steering passes through each wrapper unchanged.
+vLLM calls it in every process. Here it adds the flags; everything else is wrapped only in processes
+that run an engine, or once somebody asks for steering (`enable`), after checking that this vLLM has
+every symbol the package touches. An engine without grains passes through each wrapper unchanged.
 """
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from grains_vllm.errors import GrainsConfigError
 from grains_vllm.patching import unpatch, wrap
 
 OLDEST, NEWEST = (0, 26), (0, 33)
 OVERRIDE = "GRAINS_ALLOW_UNTESTED_VLLM"
 
-_registered = False
+_done: set[str] = set()
 
 
 @dataclass(frozen=True)
 class TouchPoint:
-    """A vLLM symbol that this package wraps or reads, and the parameters it must have."""
+    """A vLLM symbol that this package wraps, calls or reads.
+
+    Attributes:
+        module: where it is imported from.
+        name: a function, class or `Class.attribute` of that module.
+        parameters: what the package passes by these names or positions.
+    """
 
     module: str
-    owner: str
     name: str
     parameters: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.owner}.{self.name}"
+        return f"{self.module}.{self.name}"
 
     def problem(self) -> str | None:
         """Why this vLLM lacks the symbol in the shape that is needed, else None."""
         try:
-            owner = getattr(import_module(self.module), self.owner)
-            symbol = getattr(owner, self.name)
-        except (ImportError, AttributeError) as error:
-            return f"{self}: {error}"
+            symbol: Any = import_module(self.module)
+            for part in self.name.split("."):
+                symbol = getattr(symbol, part)
+        except (
+            Exception
+        ) as error:  # An import may fail in any way; here it only means "not usable".
+            return f"{self}: {type(error).__name__}: {error}"
+        if not self.parameters:
+            return None
         found = inspect.signature(symbol).parameters
         missing = [name for name in self.parameters if name not in found]
         return f"{self}: has no parameter {', '.join(missing)}" if missing else None
 
 
-# Wrapped so that --enable-grains exists and can explain itself; needed even to refuse politely.
-ENGINE_ARGS = (
-    TouchPoint("vllm.engine.arg_utils", "EngineArgs", "add_cli_args", ("parser",)),
-    TouchPoint("vllm.engine.arg_utils", "EngineArgs", "from_cli_args", ("args",)),
-    TouchPoint("vllm.engine.arg_utils", "EngineArgs", "create_engine_config"),
-)
-_INPUT, _MODELS = "vllm.v1.engine.input_processor", "vllm.entrypoints.openai.models.serving"
+_ARGS = "vllm.engine.arg_utils"
+_CORE = "vllm.v1.engine.core"
+_INPUT = "vllm.v1.engine.input_processor"
+_MODELS = "vllm.entrypoints.openai.models.serving"
 _RUNNER = "vllm.v1.worker.gpu_model_runner"
-SERVING = (
-    TouchPoint(_INPUT, "InputProcessor", "__init__", ("vllm_config",)),
-    TouchPoint(_INPUT, "InputProcessor", "process_inputs", ("request_id", "prompt", "params")),
+_SERVING = "vllm.entrypoints.serve.engine.serving"
+_BEAM = "vllm.entrypoints.generate.beam_search.offline"
+_WORKER = "vllm.v1.worker.worker_base"
+
+# Wrapped so that --enable-grains exists and can explain itself; needed even to refuse politely.
+FLAGS = (
+    TouchPoint(_ARGS, "EngineArgs.add_cli_args", ("parser",)),
+    TouchPoint(_ARGS, "EngineArgs.from_cli_args", ("args",)),
+    TouchPoint(_ARGS, "EngineArgs.create_engine_config"),
+)
+ENGINE = (
+    TouchPoint(_CORE, "EngineCore._initialize_kv_caches", ("vllm_config",)),
+    TouchPoint("vllm.v1.executor.abstract", "Executor.collective_rpc", ("method",)),
+    TouchPoint(_WORKER, "WorkerWrapperBase.init_worker"),
+    TouchPoint(_RUNNER, "GPUModelRunner.execute_model", ("scheduler_output",)),
     TouchPoint(
-        "vllm.entrypoints.serve.engine.serving", "BaseServing", "_check_model", ("request",)
+        _RUNNER, "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")
     ),
-    TouchPoint("vllm.entrypoints.serve.engine.serving", "BaseServing", "create_error_response"),
-    TouchPoint(_MODELS, "OpenAIServingModels", "show_available_models"),
-    TouchPoint("vllm.v1.worker.worker_base", "WorkerWrapperBase", "init_worker"),
-    TouchPoint(_RUNNER, "GPUModelRunner", "execute_model", ("scheduler_output",)),
-    TouchPoint(
-        _RUNNER, "GPUModelRunner", "_prepare_inputs", ("scheduler_output", "num_scheduled_tokens")
-    ),
-    TouchPoint("vllm.config", "VllmConfig", "use_v2_model_runner"),
+    TouchPoint("vllm.utils", "length_from_prompt_token_ids_or_embeds"),
+    TouchPoint("vllm.model_executor.models.utils", "PPMissingLayer"),
+)
+FRONT_END = (
+    TouchPoint(_INPUT, "InputProcessor.__init__", ("vllm_config",)),
+    TouchPoint(_INPUT, "InputProcessor.process_inputs", ("request_id", "prompt", "params")),
+    TouchPoint(_SERVING, "BaseServing._check_model", ("request",)),
+    TouchPoint(_SERVING, "BaseServing.create_error_response", ("message", "param")),
+    TouchPoint(_MODELS, "OpenAIServingModels.__init__", ("base_model_paths",)),
+    TouchPoint(_MODELS, "OpenAIServingModels.show_available_models"),
+    TouchPoint(_MODELS, "OpenAIModelRegistry"),
+    TouchPoint(_BEAM, "BeamSearchOfflineMixin.beam_search"),
+    TouchPoint("vllm.exceptions", "VLLMValidationError"),
+    TouchPoint("vllm.config", "VllmConfig.use_v2_model_runner"),
 )
 
 
-def unsupported() -> str | None:
+def register() -> None:
+    """Adds the flags, and in a process that runs an engine the engine's wrappers; idempotent."""
+    from vllm.logger import init_logger
+
+    if problems := _problems(FLAGS):
+        init_logger(__name__).error(
+            "grains-vllm is installed but does nothing, since this vLLM lacks %s", problems
+        )
+        return
+    from grains_vllm import cli
+
+    _wrap_once(_ARGS, "EngineArgs", cli.ENGINE_ARGS)
+    # Engine cores and workers call this before they build anything, with these modules loaded; a
+    # front end has not imported them yet, and without grains it never needs to.
+    if (_CORE in sys.modules or _WORKER in sys.modules) and unsupported(ENGINE) is None:
+        _wrap_engine()
+
+
+def enable() -> None:
+    """Wraps everything that serving vectors needs, in the process that configures an engine.
+
+    Raises:
+        GrainsConfigError: this vLLM cannot be steered; the message says what is missing.
+    """
+    if (reason := unsupported(ENGINE + FRONT_END)) is not None:
+        raise GrainsConfigError(reason)
+    from grains_vllm import frontend
+
+    _wrap_engine()
+    _wrap_once(_INPUT, "InputProcessor", frontend.INPUT_PROCESSOR)
+    _wrap_once(_SERVING, "BaseServing", frontend.BASE_SERVING)
+    _wrap_once(_MODELS, "OpenAIServingModels", frontend.MODELS)
+    _wrap_once(_BEAM, "BeamSearchOfflineMixin", frontend.BEAM_SEARCH)
+
+
+def unregister() -> None:
+    """Leaves vLLM as it was before `register()`; engines already running keep their layers."""
+    unpatch()
+    _done.clear()
+
+
+def unsupported(points: Iterable[TouchPoint] = ENGINE + FRONT_END) -> str | None:
     """Why this vLLM cannot be steered, in a message for its operator, or None if it can."""
     import vllm
-    from packaging.version import Version
+    from packaging.version import InvalidVersion, Version
 
     if os.environ.get(OVERRIDE) != "1":
-        release = Version(vllm.__version__).release[:2]
+        try:
+            release = Version(vllm.__version__).release[:2]
+        except InvalidVersion:  # Builds from a bare source tree call themselves "dev".
+            release = (0, 0)
         if not OLDEST <= release <= NEWEST:
             return (
                 f"grains-vllm supports vLLM {_dotted(OLDEST)} to {_dotted(NEWEST)}, but vLLM "
                 f"{vllm.__version__} is installed. Install a supported version, or set "
                 f"{OVERRIDE}=1 to try this one at your own risk."
             )
-    problems = [why for point in SERVING if (why := _shape_problem(point))]
-    if problems:
-        listed = "\n  ".join(problems)
-        return f"grains-vllm cannot steer vLLM {vllm.__version__}, which lacks:\n  {listed}"
+    if problems := _problems(points):
+        return f"grains-vllm cannot steer vLLM {vllm.__version__}, which lacks {problems}"
     return None
 
 
-def register() -> None:
-    """Installs every wrapper, once per process."""
-    global _registered
-    if _registered:
+def _problems(points: Iterable[TouchPoint]) -> str:
+    return "; ".join(why for point in points if (why := point.problem()))
+
+
+def _wrap_engine() -> None:
+    from grains_vllm import worker
+
+    _wrap_once(_WORKER, "WorkerWrapperBase", worker.WORKER_WRAPPER)
+    _wrap_once(_CORE, "EngineCore", worker.ENGINE_CORE)
+
+
+def _wrap_once(module: str, owner: str, wrappers: Mapping[str, Callable[..., Any]]) -> None:
+    if owner in _done:
         return
-    _registered = True
-    from vllm.logger import init_logger
-
-    if problems := [why for point in ENGINE_ARGS if (why := _shape_problem(point))]:
-        init_logger(__name__).error(
-            "grains-vllm is installed but does nothing: this vLLM lacks %s", "; ".join(problems)
-        )
-        return
-    reason = unsupported()
-    from grains_vllm import cli
-
-    _wrap_all("vllm.engine.arg_utils", "EngineArgs", cli.wrappers(reason))
-    if reason is None:
-        from grains_vllm import frontend, worker
-
-        _wrap_all(_INPUT, "InputProcessor", frontend.INPUT_PROCESSOR)
-        _wrap_all("vllm.entrypoints.serve.engine.serving", "BaseServing", frontend.BASE_SERVING)
-        _wrap_all(_MODELS, "OpenAIServingModels", frontend.MODELS)
-        _wrap_all("vllm.v1.worker.worker_base", "WorkerWrapperBase", worker.WRAPPER)
-
-
-def unregister() -> None:
-    """Leaves vLLM as it was before `register()`; engines already running keep their layers."""
-    global _registered
-    unpatch()
-    _registered = False
-
-
-def _wrap_all(module: str, owner: str, wrappers: Mapping[str, Callable[..., Any]]) -> None:
+    _done.add(owner)
     cls = getattr(import_module(module), owner)
     for name, make in wrappers.items():
         wrap(cls, name, make)
-
-
-def _shape_problem(point: TouchPoint) -> str | None:
-    try:
-        return point.problem()
-    except TypeError:  # A property has no signature; that it exists is all we need.
-        return None
 
 
 def _dotted(version: tuple[int, ...]) -> str:

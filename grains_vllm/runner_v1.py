@@ -20,6 +20,7 @@ def install(runner: Any, routing: Routing, slots: dict[str, int]) -> None:
         for req_id in scheduler_output.finished_req_ids:
             routing.discard(req_id)
         for request in scheduler_output.scheduled_new_reqs:
+            routing.discard(request.req_id)
             if route := _route(request, slots):
                 routing.add(request.req_id, route)
         return execute_model(scheduler_output, *args, **kwargs)

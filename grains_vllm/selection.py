@@ -3,9 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from grains_vllm.config import POSITIONS, Catalogue, Steering, one_of, strength, suggestion
+import numpy as np
+
+from grains_vllm.config import (
+    POSITIONS,
+    Catalogue,
+    Steering,
+    one_of,
+    short,
+    strength,
+    suggestion,
+)
 
 FIELDS = ("steering", "steering_strength", "steering_positions")
+_FIELDS = ", ".join(FIELDS)
 OFF = "none"
 # Written by the front end for the workers; a client that sends it could pose as one.
 RESERVED = "grains"
@@ -46,7 +57,7 @@ def select(extra_args: Mapping[str, Any] | None, catalogue: Catalogue) -> Steeri
     if "steering_strength" in fields:
         if "=" in str(fields.get("steering", "")):
             raise SelectionError(
-                f"steering_strength: steering={fields['steering']!r} sets the strength too"
+                f"steering_strength: steering={short(fields['steering'])} sets the strength too"
             )
         value = strength(fields["steering_strength"], "steering_strength", SelectionError)
     if "steering_positions" in fields:
@@ -59,38 +70,46 @@ def select(extra_args: Mapping[str, Any] | None, catalogue: Catalogue) -> Steeri
 def parse_steering(value: Any, catalogue: Catalogue) -> Steering:
     """Reads `NAME` or `NAME=STRENGTH`; what it leaves out comes from the catalogue entry."""
     if not isinstance(value, str):
-        raise SelectionError(f"steering: {value!r} is not text; {_known(catalogue)}")
+        raise SelectionError(f"steering: {short(value)} is not text; {_known(catalogue)}")
     if "," in value:
         raise SelectionError(
-            f"steering: {value!r} names several vectors; one per request is allowed"
+            f"steering: {short(value)} names several vectors; one per request is allowed"
         )
     name, equals, number = value.partition("=")
     entry = catalogue.vectors.get(name)
     if entry is None:
         close = suggestion(name, list(catalogue.vectors))
-        raise SelectionError(f"steering: unknown vector {name!r}{close}; {_known(catalogue)}")
+        raise SelectionError(f"steering: unknown vector {short(name)}{close}; {_known(catalogue)}")
     if not equals:
         return Steering(entry, entry.strength, entry.positions)
     try:
         parsed = float(number)
     except ValueError:
-        raise SelectionError(f"steering: {number!r} in {value!r} is not a number") from None
+        raise SelectionError(
+            f"steering: {short(number)} in {short(value)} is not a number"
+        ) from None
     return Steering(entry, strength(parsed, "steering", SelectionError), entry.positions)
 
 
 def _check_keys(asked: Mapping[str, Any]) -> None:
     for key in asked:
+        # Other keys belong to other plugins, unless they look like one of ours gone wrong.
+        if key in FIELDS or not isinstance(key, str):
+            continue
         if key == RESERVED or key.startswith(f"{RESERVED}_"):
-            raise SelectionError(f"{key}: this key is reserved; allowed: {', '.join(FIELDS)}")
-        close = suggestion(key, FIELDS)
-        # Other keys belong to other plugins, unless they look like one of ours misspelt.
-        if key not in FIELDS and (close or key.startswith("steering")):
-            raise SelectionError(f"{key}: unknown key{close}; known keys: {', '.join(FIELDS)}")
+            raise SelectionError(f"{key[:80]}: this key is reserved; allowed: {_FIELDS}")
+        lower = key.casefold()
+        close = suggestion(lower, FIELDS, cutoff=0.85) if lower.startswith("ste") else ""
+        if lower in ("strength", "positions") and "steering" in asked:
+            close = f" (did you mean 'steering_{lower}'?)"
+        if close or lower.startswith("steering"):
+            raise SelectionError(f"{key[:80]}: unknown key{close}; known keys: {_FIELDS}")
 
 
 def _effective(steering: Steering | None) -> Steering | None:
-    # Strength 0 leaves every bit as it is, so such a request shares the plain prefix cache.
-    return steering if steering is not None and steering.strength != 0 else None
+    # Strength 0 (in the workers' float32) leaves every bit as it is, so such a request shares the
+    # plain prefix cache.
+    return steering if steering is not None and np.float32(steering.strength) != 0 else None
 
 
 def _known(catalogue: Catalogue) -> str:

@@ -27,6 +27,8 @@ FORMAT_VERSION = 1
 LAYER_CONVENTION = "residual stream after block l, 0-based"
 _TENSORS = ("directions", "reference_norms")
 _UNIT_TOLERANCE = 1e-3
+# Far beyond any activation; keeps squares of the shifted stream within float32.
+_MAX_NORM = 1e8
 
 
 class ArtifactError(ValueError):
@@ -189,8 +191,8 @@ def _read(source: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
                     f"exactly {sorted(_TENSORS)}"
                 )
             tensors = {name: file.get_tensor(name) for name in names}
-    except safetensors.SafetensorError as error:
-        raise ArtifactError(f"{source}: damaged or not a safetensors file ({error})") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(f"{source}: cannot be read as a safetensors file ({error})") from error
     try:
         passport = json.loads(metadata["grains"])
     except json.JSONDecodeError as error:
@@ -254,10 +256,12 @@ def _check_tensors(
         )
     if not lengths.any():
         raise ArtifactError(f"{source}: every direction is zero, there is nothing to steer with")
-    if (norms < 0).any():
-        layer = int((norms < 0).nonzero()[0])
+    bad = (norms < 0) | (norms > _MAX_NORM)
+    if bad.any():
+        layer = int(bad.nonzero()[0])
         raise ArtifactError(
-            f"{source}: the reference norm of layer {layer} is {norms[layer]:.6g}, expected >= 0"
+            f"{source}: the reference norm of layer {layer} is {norms[layer]:.6g}, "
+            f"expected 0 to {_MAX_NORM:g}"
         )
 
 

@@ -1,6 +1,11 @@
-"""Installation in a worker, right after it has loaded the model and before it profiles memory."""
+"""Installation in a worker, right after it has loaded the model and before it profiles memory.
+
+The engine core then asks every worker whether it is installed: a worker that never loaded the
+plugin (another machine, another VLLM_PLUGINS) would serve steered requests unsteered.
+"""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from grains_vllm.bank import build_bank
@@ -16,19 +21,51 @@ def _load_model(original: Callable[..., Any]) -> Callable[..., Any]:
         # Today WorkerWrapperBase reaches the worker's method through __getattr__; a version that
         # defines it on the class keeps its own.
         loaded = (
-            original(self, *args, **kwargs)
-            if callable(original)
-            else self.worker.load_model(*args, **kwargs)
+            self.worker.load_model(*args, **kwargs)
+            if original is None
+            else original(self, *args, **kwargs)
         )
         catalogue = catalogue_of(self.vllm_config)
         if catalogue is not None:
             install(self.worker, catalogue)
+            self.grains_ready = True
         return loaded
 
     return load_model
 
 
-WRAPPER = {"load_model": _load_model}
+def _grains_installed(_: Any) -> Callable[..., Any]:
+    def grains_installed(self: Any) -> bool:
+        return "grains_ready" in vars(self)
+
+    return grains_installed
+
+
+def _initialize_kv_caches(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def initialize_kv_caches(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # The first thing that an engine core does once its workers have loaded the model.
+        if catalogue_of(self.vllm_config) is not None:
+            try:
+                ready = all(self.model_executor.collective_rpc("grains_installed"))
+            except Exception as error:
+                raise GrainsConfigError(f"--enable-grains: {_NOT_EVERYWHERE}") from error
+            if not ready:
+                raise GrainsConfigError(f"--enable-grains: {_NOT_EVERYWHERE}")
+        return original(self, *args, **kwargs)
+
+    return initialize_kv_caches
+
+
+_NOT_EVERYWHERE = (
+    "a worker has not loaded the plugin; install grains-vllm on every machine, and let "
+    "VLLM_PLUGINS name it wherever that is set"
+)
+WORKER_WRAPPER: dict[str, Callable[..., Any]] = {
+    "load_model": _load_model,
+    "grains_installed": _grains_installed,
+}
+ENGINE_CORE = {"_initialize_kv_caches": _initialize_kv_caches}
 
 
 def install(worker: Any, catalogue: Catalogue) -> None:

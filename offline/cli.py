@@ -2,27 +2,14 @@
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-from grains_vllm.vectors import ArtifactError, ModelFingerprint, SteeringVector, write_aside
+from grains_vllm.vectors import ModelFingerprint, SteeringVector, write_aside
+from offline.console import input_errors, progress, require_choice, require_writable, stderr
 from offline.errors import InputError
 from offline.options import (
     AttributionMethod,
@@ -42,7 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_stderr = Console(stderr=True, highlight=False)
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 _Force = Annotated[bool, typer.Option(help="Overwrite an existing --out.")]
 _DEFAULTS = ExtractOptions()
@@ -80,7 +66,7 @@ def extract(
     ig_tolerance: Annotated[
         float, typer.Option(help="Completeness gap that is good enough.")
     ] = _DEFAULTS.ig_tolerance,
-    ig_batch: Annotated[int, typer.Option(help="Rows per forward.")] = 16,
+    ig_batch: Annotated[int, typer.Option(help="Rows per forward.")] = 8,
     smoothgrad_samples: Annotated[int, typer.Option()] = _DEFAULTS.smoothgrad_samples,
     smoothgrad_noise: Annotated[
         float, typer.Option(help="Noise as a share of the embeddings' spread.")
@@ -109,7 +95,7 @@ def extract(
     as_json: _Json = False,
 ) -> None:
     """Compute one steering direction per layer from preference pairs."""
-    with _input_errors(f"the same command goes on from {out.name}.partial, if it is there"):
+    with input_errors(f"the same command goes on from {out.name}.partial, if it is there"):
         options = ExtractOptions(
             objective=objective,
             attribution=attribution,
@@ -128,14 +114,14 @@ def extract(
             limit=limit,
             seed=seed,
         )
-        _require_choice("--dtype", dtype, ("float32", "bfloat16"))
+        require_choice("--dtype", dtype, ("float32", "bfloat16"))
         if ig_batch < 1:
             raise InputError(f"--ig-batch is {ig_batch}, expected 1 or more")
         if strength is not None and not math.isfinite(strength):
             raise InputError(f"--strength is {strength}, expected a finite number")
         for path in (out, attributions):
             if path is not None:
-                _require_writable(path, force)
+                require_writable(path, force)
 
         from offline import summary
         from offline.extract import extract as run
@@ -148,21 +134,18 @@ def extract(
             model, dtype=dtype, device=device, device_map=device_map, blocks=blocks
         )
         recommended = _recommendation(layers, strength, len(decoder.blocks))
-        notes = []
-        plain = isinstance(pairs.pairs[0].prompt, str)
-        if plain and getattr(decoder.tokenizer, "chat_template", None):
-            notes.append("prompts are raw text although the model has a chat template; see --chat")
-        for note in notes:
-            _stderr.print(f"note: {note}")
-        with _progress(len(pairs.pairs)) as advance:
+        notes: list[str] = []
+
+        def note(text: str) -> None:
+            notes.append(text)
+            stderr.print(f"note: {text}")
+
+        with progress(len(pairs.pairs)) as advance:
             vector, records = run(
                 decoder, pairs, options, out,
-                batch_rows=ig_batch, restart=restart, recommended=recommended, on_example=advance,
+                batch_rows=ig_batch, restart=restart, recommended=recommended,
+                on_example=advance, on_note=note,
             )  # fmt: skip
-        two_rows = sum(not record["packed"] for record in records)
-        if two_rows:
-            notes.append(f"{two_rows} examples took two rows each: packing does not fit this model")
-            _stderr.print(f"note: {notes[-1]}")
         if attributions is not None:
             lines = "".join(json.dumps(record) + "\n" for record in records)
             write_aside(attributions, lines.encode())
@@ -179,7 +162,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="An artifact.")], as_json: _Json = False
 ) -> None:
     """Validate an artifact and print what it holds."""
-    with _input_errors():
+    with input_errors():
         from offline import summary
 
         vector = SteeringVector.load(file)
@@ -204,10 +187,10 @@ def import_(
     force: _Force = False,
 ) -> None:
     """Make an artifact of a GGUF control vector (llama.cpp, repeng)."""
-    with _input_errors():
+    with input_errors():
         from offline.gguf_vectors import read_gguf
 
-        _require_writable(out, force)
+        require_writable(out, force)
         if not file.is_file():
             raise InputError(f"{file}: no such file")
         read_gguf(file, _fingerprint(model, architecture, hidden_size, num_layers)).save(out)
@@ -224,62 +207,13 @@ def export(
     force: _Force = False,
 ) -> None:
     """Write a GGUF control vector for llama.cpp."""
-    with _input_errors():
+    with input_errors():
         from offline.gguf_vectors import write_gguf
 
-        _require_writable(out, force)
+        require_writable(out, force)
         vector = SteeringVector.load(file)
-        write_gguf(vector, out, model_hint, lambda note: _stderr.print(f"note: {note}"))
+        write_gguf(vector, out, model_hint, lambda note: stderr.print(f"note: {note}"))
         print(f"wrote {out}")
-
-
-@contextmanager
-def _input_errors(on_interrupt: str = "") -> Iterator[None]:
-    """Turns what the user can mend into a message and exit code 2, Ctrl-C into 130."""
-    try:
-        yield
-    except (InputError, ArtifactError) as error:
-        _stderr.print(f"error: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        _stderr.print(f"interrupted; {on_interrupt}" if on_interrupt else "interrupted")
-        raise typer.Exit(130) from None
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=_stderr) as progress:
-        task = progress.add_task("examples", total=total)
-        yield lambda: progress.advance(task)
-
-
-class _Rate(ProgressColumn):
-    """Examples per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text("- /s" if not task.speed else f"{task.speed:.2f} /s")
-
-
-def _require_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"{option} is '{value}', expected one of {', '.join(allowed)}")
-
-
-def _require_writable(path: Path, force: bool) -> None:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected a file name")
-    if path.exists() and not force:
-        raise InputError(f"{path}: exists; --force overwrites it")
-    try:
-        # Asking the operating system misleads for root and on read-only mounts: try it.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-            pass
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({os.strerror(error.errno or 0)})") from error
 
 
 def _recommendation(

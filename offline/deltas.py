@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from offline.blocks import record_blocks
 from offline.errors import InputError
-from offline.model import Decoder, record_blocks
+from offline.model import Decoder
 from offline.objective import Row, batch_inputs
 from offline.options import Read
 from offline.prompts import TokenPair
@@ -81,7 +82,7 @@ def _streams(
     for mask, positions in zip(inputs["attention_mask"], hidden_sets, strict=True):
         mask[list(positions)] = 0
     ends = torch.tensor([len(row.prompt) + len(row.segments[0][0]) - 1 for row in rows])
-    with torch.no_grad(), record_blocks(decoder, ends) as outputs:
+    with torch.no_grad(), record_blocks(decoder.blocks, ends) as outputs:
         decoder.model(**inputs, use_cache=False)
     streams = torch.stack(outputs, dim=1)
     if not torch.isfinite(streams).all():

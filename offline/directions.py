@@ -1,7 +1,6 @@
 """N deltas per layer become one unit direction per layer, with figures that say how good it is."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,10 +33,6 @@ class LayerDiagnostics:
     median_norm: float
     raw_norm: float
     mean_norm: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
 
 
 def set_direction(deltas: Tensor, kind: Direction) -> Tensor:

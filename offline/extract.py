@@ -1,17 +1,12 @@
 """From preference pairs to an artifact: the path of every pair, top to bottom."""
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grains_vllm import __version__
 from grains_vllm.vectors import SteeringVector
 from offline.attribution import Attribution, Attributor
 from offline.baselines import baseline_embedding, mask_embedding
@@ -19,14 +14,14 @@ from offline.deltas import deltas
 from offline.directions import directions
 from offline.errors import InputError
 from offline.model import Decoder, check_leaf
-from offline.options import ExtractOptions, Mode
+from offline.options import Baseline, ExtractOptions, Mode
 from offline.pairs import PairSet
-from offline.partial import PartialRun
+from offline.partial import PartialRun, discard
+from offline.passport import Record, manifest, write_passport
 from offline.prompts import TokenPair, tokenise
 from offline.selection import select
 
 GROUP = 8  # examples that are attributed together and kept together
-Record = dict[str, Any]
 
 
 def extract(
@@ -35,10 +30,11 @@ def extract(
     options: ExtractOptions,
     out: Path,
     *,
-    batch_rows: int = 16,
+    batch_rows: int = 8,
     restart: bool = False,
     recommended: Mapping[str, Any] | None = None,
     on_example: Callable[[], None] = lambda: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> tuple[SteeringVector, list[Record]]:
     """Computes the steering vector of `data`; the caller saves it.
 
@@ -48,6 +44,7 @@ def extract(
         restart: discard what an interrupted run left.
         recommended: the passport's `recommended`, if somebody knows one.
         on_example: called once per finished example.
+        on_note: told in one line what a person should know about the run.
 
     Returns:
         The vector, and per example a record of its tokens, scores and selected positions.
@@ -55,14 +52,18 @@ def extract(
     Raises:
         InputError: see the message; nothing stays on disk except what an earlier run left.
     """
+    if isinstance(data.pairs[0].prompt, str) and getattr(decoder.tokenizer, "chat_template", None):
+        on_note("prompts are raw text although the model has a chat template; see --chat")
     pairs = [tokenise(pair, decoder.tokenizer) for pair in data.pairs]
     for pair in pairs:
         _require_fit(pair, decoder, options.k)
     check_leaf(decoder, pairs[0].prompt_ids)
     baseline = baseline_embedding(decoder, options.baseline)
+    if options.baseline is Baseline.pad and not baseline.any():
+        on_note("the pad token's embedding is zero, so --baseline pad is --baseline zero here")
     replacement = mask_embedding(decoder, options.mask, baseline)
     attributor = Attributor(decoder, options, baseline, batch_rows)
-    partial = PartialRun(out, _manifest(decoder, data, options), restart)
+    partial = PartialRun(out, manifest(decoder, data, options), restart)
 
     tensors, records = [], []
     try:
@@ -81,15 +82,23 @@ def extract(
         stacked = {name: torch.cat([group[name] for group in tensors]) for name in tensors[0]}
         vector = _vector(decoder, data, options, stacked, records, recommended)
     except InputError:
-        partial.discard()  # the same command would only meet the same error again
+        discard(out)  # the same command would only meet the same error again
         raise
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            "the device has too little memory for one example; use shorter prompts, "
+            "--dtype bfloat16 or --device-map auto"
+        ) from error
+    two_rows = sum(not record["packed"] for record in records)
+    if two_rows:
+        on_note(f"{two_rows} examples took two rows each: packing does not fit this model")
     return vector, records
 
 
 def finish(vector: SteeringVector, out: Path) -> None:
     """Saves the artifact, then removes the folder of finished groups."""
     vector.save(out)
-    PartialRun(out, {}, restart=True)
+    discard(out)
 
 
 def _group(
@@ -149,8 +158,8 @@ def _vector(
     used = sum(record["used"] for record in records)
     if used < 2:
         raise InputError(
-            f"{data.name}: {used} of {len(records)} examples have tokens of both signs, expected "
-            "2 or more"
+            f"{data.name}: {used} of {len(records)} examples have tokens of the needed signs, "
+            "expected 2 or more"
         )
     unit_rows, reference, layers = directions(
         tensors["positive"], tensors["negative"], tensors["norms"],
@@ -158,60 +167,8 @@ def _vector(
     )  # fmt: skip
     if not unit_rows.any():
         raise InputError(f"{data.name}: masking changes no block output, so there is no direction")
-    passport = {
-        "method": "grains",
-        "options": asdict(options),
-        **_sources(decoder, data),
-        "examples": [
-            {key: record[key] for key in ("id", "fingerprint", "prompt_fingerprint", "used")}
-            for record in records
-        ],
-        "examples_used": used,
-        "examples_dropped": len(records) - used,
-        "completeness": completeness(records, options.ig_tolerance),
-        "packed_examples": sum(record["packed"] for record in records),
-        "layers": [layer.as_dict() for layer in layers],
-        "versions": {
-            "grains-vllm": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "safetensors")},
-        },
-    }
-    if recommended is not None:
-        passport["recommended"] = dict(recommended)
+    passport = write_passport(decoder, data, options, records, layers, recommended)
     return SteeringVector(unit_rows, reference, decoder.fingerprint, passport)
-
-
-def completeness(records: Sequence[Record], tolerance: float) -> dict[str, Any] | None:
-    """Statistics of the gaps |sum A - (F(x) - F(b))| / |F(x) - F(b)|, or None without any."""
-    gaps = [record["gap"] for record in records if record["gap"] is not None]
-    if not gaps:
-        return None
-    points = [record["points"] for record in records]
-    return {
-        "min": min(gaps),
-        "median": median(gaps),
-        "max": max(gaps),
-        "tolerance": tolerance,
-        "above_tolerance": sum(gap > tolerance for gap in gaps),
-        "points": {str(count): points.count(count) for count in sorted(set(points))},
-    }
-
-
-def _sources(decoder: Decoder, data: PairSet) -> dict[str, Any]:
-    return {
-        "model_id": decoder.name,
-        "weights_sha256": decoder.weights_sha256,
-        "dtype": str(decoder.dtype).removeprefix("torch."),
-        "blocks": decoder.blocks_path,
-        "data": {"name": data.name, "sha256": data.sha256, "total": data.total},
-    }
-
-
-def _manifest(decoder: Decoder, data: PairSet, options: ExtractOptions) -> dict[str, Any]:
-    drawn = [pair.fingerprint for pair in data.pairs]
-    sources = _sources(decoder, data)
-    return {"version": __version__, **sources, "options": asdict(options), "examples": drawn}
 
 
 def _require_fit(pair: TokenPair, decoder: Decoder, k: int) -> None:

@@ -1,7 +1,8 @@
 """GGUF control vectors, as llama.cpp and repeng write them, to and from the artifact.
 
 Their tensor `direction.N` is added to the residual stream after block N, counted from 0; its
-length is the strength. llama.cpp numbers directions from 1 on, so block 0 can have none.
+length is the strength. llama.cpp numbers directions from 1 on, so block 0 can have none; and it
+does not restore the norm of the stream, so equal strengths do not steer exactly alike.
 """
 
 import os

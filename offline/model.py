@@ -1,9 +1,7 @@
-"""The model under study: loading, its decoder blocks, its embeddings, its raw block outputs."""
+"""The model under study: loading it, its embeddings, and checks that it can be attributed."""
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from grains_vllm.vectors import ModelFingerprint
+from offline.blocks import find_blocks
 from offline.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -73,7 +72,8 @@ def load_decoder(
         blocks: the name of the block list inside the model, if it is not found by itself.
 
     Raises:
-        InputError: the model cannot be loaded, has no recognisable blocks or holds a NaN.
+        InputError: the model cannot be loaded, lacks weights, has no recognisable blocks or holds
+            a NaN.
     """
     import transformers
 
@@ -81,15 +81,23 @@ def load_decoder(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device is '{device}', but PyTorch finds no CUDA device here")
-    name = Path(model_id).resolve().name if Path(model_id).exists() else model_id
+    if model_id.startswith(("/", ".")) and not Path(model_id).is_dir():
+        raise InputError(f"model '{model_id}': no such folder")
+    name = Path(model_id).resolve().name if Path(model_id).is_dir() else model_id
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_id)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            model_id, dtype=DTYPES[dtype], device_map=device_map
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            model_id, dtype=DTYPES[dtype], device_map=device_map, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"model '{name}' cannot be loaded: {first}") from error
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise InputError(
+            f"model '{name}': {len(missing)} weights are missing from its files, such as "
+            f"'{missing[0]}', and would be random"
+        )
     if device_map is None:
         model.to(device)
     return as_decoder(model, tokenizer, name, blocks)
@@ -104,85 +112,6 @@ def as_decoder(model: Any, tokenizer: Any, name: str, blocks: str | None = None)
         name, model, tokenizer, list(model.get_submodule(path)), path,
         ModelFingerprint.of(model.config), digest,
     )  # fmt: skip
-
-
-def find_blocks(model: Any, name: str, path: str | None = None) -> str:
-    """The name of the decoder block list: as many entries as layers, each returning [.., hidden].
-
-    Raises:
-        InputError: no list, or more than one, behaves like that; says which lists there are.
-    """
-    layers = model.config.get_text_config().num_hidden_layers
-    lists = {key: len(m) for key, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    candidates = [key for key, length in lists.items() if length == layers]
-    if path is not None:
-        if path not in lists:
-            raise InputError(f"--blocks is '{path}', but model '{name}' holds the lists {lists}")
-        if path not in candidates:
-            raise InputError(
-                f"--blocks is '{path}' with {lists[path]} entries, but model '{name}' has "
-                f"{layers} layers"
-            )
-        candidates = [path]
-    found = [key for key in candidates if _behaves(model, key)]
-    if len(found) != 1:
-        raise InputError(
-            f"model '{name}': {len(found)} of its module lists behave like {layers} decoder blocks "
-            f"({found}); name the right one with --blocks; there are {lists}"
-        )
-    return found[0]
-
-
-def _behaves(model: Any, path: str) -> bool:
-    """Whether one token's forward runs each entry once and gets [1, 1, hidden] from it."""
-    hidden = model.config.get_text_config().hidden_size
-    shapes: list[Any] = []
-    handles = [
-        block.register_forward_hook(lambda _m, _a, out: shapes.append(_stream(out)))
-        for block in model.get_submodule(path)
-    ]
-    try:
-        device = model.get_input_embeddings().weight.device
-        with torch.no_grad():
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    expected = (1, 1, hidden)
-    return len(shapes) == len(handles) and all(
-        isinstance(x, Tensor) and tuple(x.shape) == expected for x in shapes
-    )
-
-
-def _stream(output: Any) -> Any:
-    """The residual stream in a block's return value (a tensor, or a tuple that starts with it)."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-@contextmanager
-def record_blocks(decoder: Decoder, positions: Tensor) -> Iterator[list[Tensor]]:
-    """Records h_l, the residual stream after each block, at one position per row.
-
-    Args:
-        positions: [rows] long.
-
-    Yields:
-        A list that one forward fills with a float32 tensor [rows, hidden] per block, before the
-        final norm (unlike `hidden_states[-1]` of transformers).
-    """
-    outputs: list[Tensor] = []
-
-    def record(_module: nn.Module, _args: Any, output: Any) -> None:
-        stream = _stream(output)
-        rows = torch.arange(stream.shape[0], device=stream.device)
-        outputs.append(stream[rows, positions.to(stream.device)].float().cpu())
-
-    handles = [block.register_forward_hook(record) for block in decoder.blocks]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check_leaf(decoder: Decoder, ids: list[int]) -> None:

@@ -118,8 +118,7 @@ def may_pack(decoder: Decoder, pair: TokenPair) -> bool:
     """
     config = decoder.text_config
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    row_length = len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
-    if any(window is not None and window < row_length for window in windows):
+    if any(window is not None and window < pair.length for window in windows):
         return False
     prompt = decoder.embed(pair.prompt_ids)
     try:

@@ -1,21 +1,19 @@
-"""Preference pairs: reading JSONL, TruthfulQA's CSV and Hugging Face preference sets.
+"""Preference pairs: what a row of data must hold, and what it means.
 
 The words and conventions are TRL's: string prompts are raw text, message lists are chats.
 """
 
-import csv
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from offline.errors import InputError
+from offline.sources import TRUTHFULQA, read_rows
 
 Messages = list[dict[str, str]]
-_TRUTHFULQA = ("Question", "Best Answer", "Incorrect Answers")
 _NEEDED = "'prompt', 'chosen' and 'rejected'"
 
 
@@ -79,91 +77,23 @@ def load_pairs(
     Raises:
         InputError: naming file, line and field.
     """
-    path = Path(source)
-    if path.is_file():
-        name, rows, sha256 = path.name, _file_rows(path), _file_digest(path)
-    else:
-        name, rows = path.name if path.is_dir() else source, _dataset_rows(source, split)
-        sha256 = ""
+    name, sha256, rows = read_rows(source, split)
     pairs = [_pair(row, where, number, chat) for number, (where, row) in enumerate(rows, 1)]
     if not pairs:
         raise InputError(f"{name}: holds no preference pairs")
-    total, sha256 = len(pairs), sha256 or _digest([pair.fingerprint for pair in pairs])
+    total = len(pairs)
+    if sha256 is None:
+        sha256 = _digest([pair.fingerprint for pair in pairs])
     if limit is not None and limit < total:
         kept = sorted(random.Random(seed).sample(range(total), limit))
         pairs = [pairs[index] for index in kept]
     return PairSet(name, sha256, total, pairs)
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.suffix == ".csv":
-        return _csv_rows(path)
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    if path.suffix in (".jsonl", ".json"):
-        return _jsonl_rows(path)
-    raise InputError(f"{path.name}: unknown kind of file, expected .jsonl, .csv or .parquet")
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path.name}, line {number}"
-        try:
-            yield where, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not valid JSON ({error})") from error
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(_text(path).splitlines(keepends=True))
-    columns = reader.fieldnames or []
-    known = [{"prompt", "chosen", "rejected"}, set(_TRUTHFULQA)]
-    if columns and not any(names <= set(columns) for names in known):
-        raise InputError(
-            f"{path.name}: its columns are {list(columns)}, expected {_NEEDED}, "
-            f"or TruthfulQA's {list(_TRUTHFULQA)}"
-        )
-    for row in reader:
-        where = f"{path.name}, line {reader.line_num}"
-        yield where, row
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{path.name}: not a readable parquet file ({error})") from error
-    return ((f"{path.name}, row {number}", row) for number, row in enumerate(rows, 1))
-
-
-def _dataset_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    name = Path(source).name if Path(source).is_dir() else source
-    try:
-        if Path(source, "state.json").is_file() or Path(source, "dataset_dict.json").is_file():
-            data = datasets.load_from_disk(source)
-            if isinstance(data, datasets.DatasetDict):
-                data = data[split]
-        else:
-            data = datasets.load_dataset(source, split=split)
-    except Exception as error:  # `datasets` raises many kinds; all of them mean "cannot be read"
-        raise InputError(
-            f"{name}: no such file, and not readable as a data set with split '{split}' "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    return ((f"{name}, row {number}", row) for number, row in enumerate(data, 1))
-
-
 def _pair(row: Any, where: str, number: int, chat: bool) -> Pair:
     if not isinstance(row, Mapping):
         raise InputError(f"{where}: found {_kind(row)}, expected an object with {_NEEDED}")
-    if set(_TRUTHFULQA) <= set(row):
+    if set(TRUTHFULQA) <= set(row):
         return _truthfulqa(row, where, number, chat)
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
@@ -271,18 +201,6 @@ def _kind(value: Any) -> str:
         return "missing"
     shown = json.dumps(value, default=str)
     return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"
-
-
-def _text(path: Path) -> str:
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path.name}: not UTF-8 text ({error})") from error
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _digest(value: str | Iterable[Any]) -> str:

@@ -14,6 +14,17 @@ from grains_vllm.vectors import write_aside
 from offline.errors import InputError
 
 
+def folder_of(out: Path) -> Path:
+    """Where the finished groups of the run that makes `out` are kept."""
+    return out.with_name(out.name + ".partial")
+
+
+def discard(out: Path) -> None:
+    """Removes them."""
+    if folder_of(out).exists():
+        shutil.rmtree(folder_of(out))
+
+
 class PartialRun:
     """The folder `<out>.partial`: manifest.json and one safetensors file per finished group.
 
@@ -30,26 +41,21 @@ class PartialRun:
         Raises:
             InputError: the folder belongs to another run; says which facts differ.
         """
-        self.folder = out.with_name(out.name + ".partial")
+        self.folder = folder_of(out)
         self.manifest = dict(manifest)
         if restart:
-            self.discard()
+            discard(out)
         elif self.folder.exists():
             self._require_same()
 
     def load(self, group: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
-        """The tensors and records of a finished group, or None."""
-        path = self._path(group)
-        if not path.is_file():
-            return None
+        """The tensors and records of a finished group; None if it is missing or damaged."""
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
+            with safetensors.safe_open(self._path(group), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return tensors, json.loads(file.metadata()["records"])
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.folder.name}/{path.name}: damaged ({error}); --restart discards it"
-            ) from error
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
+            return None
 
     def save(self, group: int, tensors: dict[str, Tensor], records: list[dict[str, Any]]) -> None:
         """Keeps a finished group."""
@@ -58,11 +64,6 @@ class PartialRun:
             write_aside(self.folder / "manifest.json", _json(self.manifest).encode())
         payload = safetensors.torch.save(tensors, metadata={"records": json.dumps(records)})
         write_aside(self._path(group), payload)
-
-    def discard(self) -> None:
-        """Removes the folder."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
 
     def _path(self, group: int) -> Path:
         return self.folder / f"group-{group:05d}.safetensors"

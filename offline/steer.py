@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from grains_vllm.shift import shift
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
-from offline.model import find_blocks
+from offline.blocks import find_blocks, stream_of
 
 Positions = Literal["all", "prompt", "generation"]
 
@@ -90,7 +90,7 @@ class _Columns:
 
 def _hook(delta: Tensor, columns: _Columns) -> Any:
     def steer(_module: nn.Module, _args: Any, output: Any) -> Any:
-        stream = output[0] if isinstance(output, tuple) else output
+        stream = stream_of(output)
         moved = shift(stream, delta.to(stream.device)).to(stream.dtype)
         flags = columns.steered(stream)
         if flags is not None:

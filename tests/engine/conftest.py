@@ -47,7 +47,7 @@ def engine(worlds: Path) -> Callable[..., Answers]:
         job = {
             "model": str(worlds / model),
             "engine": engine_args,
-            "batches": list(batches.values()),
+            "batches": batches,
         }
         stem = worlds / f"{model}-{mode}-{dtype}-{'grains' if grains else 'plain'}"
         stem.with_suffix(".job.json").write_text(json.dumps(job))
@@ -66,8 +66,8 @@ def engine(worlds: Path) -> Callable[..., Answers]:
             text=True,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-        results = json.loads(stem.with_suffix(".result.json").read_text())
-        return dict(zip(batches, results, strict=True))
+        results: Answers = json.loads(stem.with_suffix(".result.json").read_text())
+        return results
 
     return run
 

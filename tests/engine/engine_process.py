@@ -58,18 +58,32 @@ def main(job_path: str, result_path: str) -> None:
             "cached": output.num_cached_tokens,
         }
 
-    result = []
+    result: dict[str, Any] = {}
+    prompts: dict[str, list[int]] = {}
+
+    def prompt(request: dict[str, Any]) -> list[int]:
+        """A request's own tokens, after the conversation that it goes on with."""
+        before = request.get("follows")
+        if before is None:
+            return request["prompt"]
+        return prompts[before] + result[before]["answers"][0]["tokens"] + request["prompt"]
+
     graphs = compilation_counter.num_graphs_seen
-    for batch in job["batches"]:
+    for name, batch in job["batches"].items():
         if batch.get("fresh_cache", True):
             llm.reset_prefix_cache()
-        prompts = [{"prompt_token_ids": request["prompt"]} for request in batch["requests"]]
+        tokens = [prompt(request) for request in batch["requests"]]
+        prompts[name] = tokens[0]
         try:
-            outputs = llm.generate(prompts, [params(r) for r in batch["requests"]], use_tqdm=False)
+            outputs = llm.generate(
+                [{"prompt_token_ids": ids} for ids in tokens],
+                [params(request) for request in batch["requests"]],
+                use_tqdm=False,
+            )
         except VLLMValidationError as error:
-            result.append({"error": str(error)})
+            result[name] = {"error": str(error)}
         else:
-            result.append({"answers": [answer(output) for output in outputs]})
+            result[name] = {"answers": [answer(output) for output in outputs]}
     assert compilation_counter.num_graphs_seen == graphs, "a request made vLLM compile again"
     Path(result_path).write_text(json.dumps(result))
 

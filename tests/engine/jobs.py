@@ -74,6 +74,25 @@ JOBS: dict[str, Any] = {
             "plain at last": None,
         }.items()
     },
+    # A second turn, whose prompt holds the first turn's answer: with that turn's cache, without it.
+    **{
+        f"{turn} {positions}": {"fresh_cache": turn != "turn two warm", "requests": [asked]}
+        for positions in ("all", "prompt", "generation")
+        for args in [{"steering": "a=2", "steering_positions": positions}]
+        for turn, asked in {
+            "turn one": {"prompt": prompt(2, 40), "max_tokens": 70, "extra_args": args},
+            "turn two warm": {
+                "follows": f"turn one {positions}",
+                "prompt": prompt(3, 30),
+                "extra_args": args,
+            },
+            "turn two cold": {
+                "follows": f"turn one {positions}",
+                "prompt": prompt(3, 30),
+                "extra_args": args,
+            },
+        }.items()
+    },
     **{
         f"refused {label}": {"refused": True, "requests": [{**_LONG, "extra_args": args}]}
         for label, args in REFUSED.items()

@@ -38,3 +38,15 @@ def test_answers_from_the_cache_are_those_of_the_first_time(engine):
     for label in ("plain again", "strength zero", "off", "plain at last"):
         torch.testing.assert_close(logprobs(label), logprobs("plain"), rtol=0, atol=1e-5)
     torch.testing.assert_close(logprobs("steered again"), logprobs("steered"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "generation"])
+def test_the_next_turn_does_not_reuse_blocks_steered_as_generated_tokens(engine, positions):
+    result = engine("llama", "eager")
+    warm = result[f"turn two warm {positions}"]["answers"][0]
+    cold = result[f"turn two cold {positions}"]["answers"][0]
+    torch.testing.assert_close(
+        torch.tensor(warm["logprobs"]), torch.tensor(cold["logprobs"]), rtol=0, atol=1e-5
+    )
+    # 40 + 70 tokens, three full blocks: reused where every token is steered alike.
+    assert (warm["cached"], cold["cached"]) == (96 if positions == "all" else 0, 0)

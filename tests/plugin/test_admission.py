@@ -63,6 +63,11 @@ def test_engine_args_stay_as_the_user_wrote_them(world, vllm_config):
         ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
          "cannot be used with --speculative-config"),
         ({"enable_lora": True}, "cannot be used with --enable-lora"),
+        ({"model_impl": "transformers"}, "cannot be used with --model-impl transformers"),
+        ({"kv_sharing_fast_prefill": True}, "cannot be used with --kv-sharing-fast-prefill"),
+        ({"data_parallel_size": 2}, "cannot be used with --data-parallel-size"),
+        ({"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+         "cannot be used with --kv-transfer-config"),
         ({"pipeline_parallel_size": 2}, "cannot be used with --pipeline-parallel-size"),
         ({"runner": "pooling"}, "cannot be used with a model that does not generate"),
     ],
@@ -71,6 +76,23 @@ def test_refuses(vllm_config, more, message):
     with pytest.raises(GrainsConfigError) as error:
         vllm_config(**more)
     assert message in str(error.value)
+
+
+def test_refuses_a_server_that_does_not_check_model_names(vllm_config, monkeypatch):
+    monkeypatch.setenv("VLLM_SKIP_MODEL_NAME_VALIDATION", "1")
+    with pytest.raises(GrainsConfigError, match="VLLM_SKIP_MODEL_NAME_VALIDATION=1"):
+        vllm_config()
+
+
+def test_refuses_two_catalogues(vllm_config, world):
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    flags = ["--enable-grains", "--grains-config", "x.yaml", "--additional-config"]
+    args = parser.parse_args([*flags, '{"grains": {}}'])
+    with pytest.raises(GrainsConfigError, match="are two catalogues"):
+        EngineArgs.from_cli_args(args)
 
 
 def test_refuses_the_v2_runner_when_the_operator_insists(vllm_config, monkeypatch):

@@ -5,6 +5,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from grains_vllm.config import Catalogue, catalogue_of, read_catalogue
 from grains_vllm.errors import GrainsConfigError
@@ -41,6 +42,8 @@ def test_canonical_form_survives_json_and_ignores_order(catalogue):
     assert first.to_json() == second.to_json()
     back = Catalogue.from_json(json.loads(json.dumps(first.to_json())))
     assert back.vectors == dict(first.vectors) and back.default == first.default
+    described = catalogue({"a": {**ONE, "description": "x"}, "b": {**ONE, "layers": [1]}})
+    assert described.to_json()["resolved"] == first.to_json()["resolved"]
     assert back.to_json() == first.to_json()
 
 
@@ -82,6 +85,7 @@ def test_an_engine_without_grains_has_no_catalogue():
         ({"v": {**ONE, "positions": "answer"}}, {}, "'answer' is not one of all, prompt, gener"),
         ({"v": {**ONE, "scale": "big"}}, {}, "'big' is not one of relative, absolute"),
         ({"v": {**ONE, "description": 3}}, {}, "vectors.v.description: 3 is not text"),
+        ({"v": {**ONE, "strength": 10**400}}, {}, "v.strength: a huge integer is not a number"),
         ({"none": ONE}, {}, "'none' cannot name a vector"),
         ({"a=b": ONE}, {}, "'a=b' cannot name a vector"),
         ({"v": ONE}, {"default": "w"}, "default: steering: unknown vector 'w'"),
@@ -93,6 +97,24 @@ def test_refuses(catalogue, vectors, top, message):
         catalogue(vectors, **top)
     assert message in str(error.value)
     assert "steering.yaml" in str(error.value)
+
+
+def test_refuses_layers_where_no_strength_would_steer(catalogue, folder):
+    norms = torch.tensor([10.0, 0, 10, 0])
+    dataclasses.replace(random_vector("llama", 0), reference_norms=norms).save(
+        folder / "one.safetensors"
+    )
+    with pytest.raises(GrainsConfigError, match=r"reference norm is 0 at \[1, 3\]"):
+        catalogue({"v": ONE})
+    assert catalogue({"v": {**ONE, "layers": [0, 2]}, "w": {**ONE, "scale": "absolute"}})
+
+
+def test_yaml_merge_keys_may_be_overridden(folder):
+    path = folder / "steering.yaml"
+    path.write_text(
+        "vectors:\n  a: &base {path: one.safetensors, strength: 1}\n  b: {<<: *base, strength: 2}\n"
+    )
+    assert read_catalogue({"config": str(path)}).vectors["b"].strength == 2
 
 
 def test_refuses_vectors_of_different_models(catalogue, folder):

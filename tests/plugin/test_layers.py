@@ -68,6 +68,29 @@ def test_an_unknown_class_is_refused_until_the_operator_says_what_it_does():
     assert layer_output(Sum(), "sum") == "sum"
 
 
+def test_an_override_cannot_contradict_the_table():
+    from vllm.model_executor.models.llama import LlamaDecoderLayer
+
+    llama = LlamaDecoderLayer.__new__(LlamaDecoderLayer)
+    assert layer_output(llama, "sum") == "sum"
+    with pytest.raises(GrainsConfigError, match=r"'first', but .*LlamaDecoderLayer is known to be"):
+        layer_output(llama, "first")
+
+
+def test_a_replaced_forward_is_refused_since_it_would_win_over_the_class():
+    layer = Sum()
+    layer.forward = lambda *args: args
+    with pytest.raises(GrainsConfigError, match="--cpu-offload-gb"):
+        attach(layer, "sum", buffers())
+
+
+def test_a_batch_axis_is_refused_since_routing_counts_tokens():
+    layer = Single()
+    attach(layer, "single", buffers())
+    with pytest.raises(GrainsConfigError, match="computes a stream of 3 axes"):
+        layer(torch.randn(1, 3, 4), None)
+
+
 def test_the_table_knows_vllms_classes_by_the_author_of_their_forward():
     from vllm.model_executor.models.gpt2 import GPT2Block
     from vllm.model_executor.models.llama import LlamaDecoderLayer

@@ -15,7 +15,9 @@ def chosen(extra_args, catalogue):
     [
         (None, None),
         ({}, None),
-        ({"other_plugin": 1}, None),
+        ({"other_plugin": 1, "string": 2, "strength": 3, 4: 5, None: 6}, None),
+        ({"steering": "truthful", "steering_strength": 1e-300}, None),
+        ({"steering": "truthful", "steering_strength": -0.0}, None),
         ({"steering": "none"}, None),
         ({"steering": "truthful"}, ("truthful", 0.5, "all")),
         ({"steering": "polite"}, ("polite", 0.2, "prompt")),
@@ -62,6 +64,11 @@ def test_with_a_default(catalogue, extra_args, expected):
         ({"steerin": "truthful"}, "steerin: unknown key (did you mean 'steering'?)"),
         ({"steering_layers": [1]}, "steering_layers: unknown key"),
         ({"grains": {}}, "reserved"),
+        ({"Steering": "truthful"}, "Steering: unknown key (did you mean 'steering'?)"),
+        ({"steering": "truthful", "strength": 1}, "did you mean 'steering_strength'?"),
+        ({"steering": "truthful", "positions": "all"}, "did you mean 'steering_positions'?"),
+        ({"steering": "x" * 10**6}, "..."),
+        ({"steering": "truthful", "steering_strength": 10**400}, "a huge integer is not a number"),
         ({"grains_slot": 1}, "reserved"),
     ],
 )
@@ -69,6 +76,7 @@ def test_refuses(catalogue, extra_args, message):
     with pytest.raises(SelectionError) as error:
         select(extra_args, catalogue())
     assert message in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 def test_digests_differ_wherever_kv_would(catalogue):

@@ -42,6 +42,7 @@ def test_alias_equals_xargs_and_differs_from_plain(server):
     assert alias == chat(
         server, model="tiny:truthful", xargs={"steering": "truthful", "steering_strength": 0.5}
     )
+    assert alias == chat(server, model="tiny:truthful", xargs={"steering": "truthful=0.5"})
     different = [
         plain,
         alias,
@@ -165,6 +166,11 @@ BAD = {
         {"vllm_xargs": {"steering": "truthful", "steering_positions": "middle"}},
         "steering_positions: 'middle' is not one of all, prompt, generation",
     ),
+    "beside xargs": ({"steering": "truthful"}, "steering: belongs into the request's vllm_xargs"),
+    "literal extra_body": (
+        {"extra_body": {"vllm_xargs": {"steering": "truthful"}}},
+        "vllm_xargs: belongs into the request's vllm_xargs",
+    ),
     "reserved salt": ({"cache_salt": "grains:abc"}, "cache_salt: 'grains:' at the start"),
 }
 
@@ -193,6 +199,29 @@ def test_beam_search_which_would_drop_the_steering_is_refused(server, change):
     assert refused.status_code == 400, refused.text
     assert "together with use_beam_search" in refused.json()["error"]["message"]
     assert search().status_code == 200
+
+
+def test_endpoints_that_would_drop_the_steering_refuse_it(server):
+    body = {"query": PROMPT, "items": ["red"], "label_token_ids": [5, 6]}
+    for change in (
+        {"model": "tiny:truthful"},
+        {"model": "tiny:truthful", "vllm_xargs": {"steering_strength": 1}},
+        {"model": "tiny", "vllm_xargs": {"steering": "truthful"}},
+    ):
+        response = httpx.post(f"{server.url}/generative_scoring", json=body | change, timeout=60)
+        assert response.status_code == 400, response.text
+        assert "at this endpoint" in response.json()["error"]["message"]
+
+
+def test_batches_of_chats_are_steered_by_alias(server):
+    def first_logprob(model):
+        body = {"model": model, "messages": [MESSAGES], "max_tokens": 1, "logprobs": True}
+        url = f"{server.url}/v1/chat/completions/batch"
+        choice = httpx.post(url, json=body, timeout=60).json()["choices"][0]
+        return choice["logprobs"]["content"][0]["logprob"]
+
+    assert first_logprob("tiny:truthful") == chat(server, model="tiny:truthful")[1][0]
+    assert first_logprob("tiny") == chat(server)[1][0]
 
 
 def test_the_field_is_named_for_machines_too(server):

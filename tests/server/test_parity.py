@@ -14,9 +14,12 @@ pytestmark = pytest.mark.engine
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_served_logprobs_equal_transformers(name, tmp_path):
     catalogue = save_world(tmp_path, name)
+    default = {"steering": "b"} if name == "gpt2" else None
+    if default:
+        catalogue.write_text(catalogue.read_text() + "default: b\n")
     # The tiny world's tokenizer only dresses up the ids that are sent; both have room for 128.
     with serve(tmp_path / name, catalogue, "--tokenizer", str(MODEL)) as server:
-        for seed, asked in enumerate([None, *EIGHT]):
+        for seed, asked in enumerate([None, {"steering": "none"}, *EIGHT]):
             tokens = prompt(seed)
             answer = server.client.completions.create(
                 model="tiny",
@@ -32,6 +35,13 @@ def test_served_logprobs_equal_transformers(name, tmp_path):
                 },
             ).choices[0]
             generated = answer.token_ids[-4:]
-            expected = token_logprobs(name, tokens, generated, asked)
+            expected = token_logprobs(name, tokens, generated, _meaning(asked, default))
             found = torch.tensor(answer.logprobs.token_logprobs[1:])
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def _meaning(asked, default):
+    """The steering that the reference applies for what the request says."""
+    if asked is None:
+        return default
+    return None if asked["steering"] == "none" else asked

@@ -1,0 +1,89 @@
+"""The decoder blocks: where they are, and the residual stream that leaves each of them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offline.errors import InputError
+
+
+def find_blocks(model: Any, name: str, path: str | None = None) -> str:
+    """The name of the decoder block list: as many entries as layers, each returning [.., hidden].
+
+    Raises:
+        InputError: no list, or more than one, behaves like that; says which lists there are.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    lists = {key: len(m) for key, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    candidates = [key for key, length in lists.items() if length == layers]
+    if path is not None:
+        if path not in lists:
+            raise InputError(f"--blocks is '{path}', but model '{name}' holds the lists {lists}")
+        if path not in candidates:
+            raise InputError(
+                f"--blocks is '{path}' with {lists[path]} entries, but model '{name}' has "
+                f"{layers} layers"
+            )
+        candidates = [path]
+    found = [key for key in candidates if _behaves(model, key)]
+    if len(found) != 1:
+        raise InputError(
+            f"model '{name}': {len(found)} of its module lists behave like {layers} decoder blocks "
+            f"({found}); name the right one with --blocks; there are {lists}"
+        )
+    return found[0]
+
+
+def _behaves(model: Any, path: str) -> bool:
+    """Whether one token's forward runs each entry once and gets [1, 1, hidden] from it."""
+    hidden = model.config.get_text_config().hidden_size
+    shapes: list[Any] = []
+    handles = [
+        block.register_forward_hook(lambda _m, _a, out: shapes.append(stream_of(out)))
+        for block in model.get_submodule(path)
+    ]
+    try:
+        device = model.get_input_embeddings().weight.device
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    expected = (1, 1, hidden)
+    return len(shapes) == len(handles) and all(
+        isinstance(x, Tensor) and tuple(x.shape) == expected for x in shapes
+    )
+
+
+def stream_of(output: Any) -> Any:
+    """The residual stream in a block's return value: a tensor, or a tuple that starts with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def record_blocks(blocks: Sequence[nn.Module], positions: Tensor) -> Iterator[list[Tensor]]:
+    """Records h_l, the residual stream after each block, at one position per row.
+
+    Args:
+        positions: [rows] long.
+
+    Yields:
+        A list that one forward fills with a float32 tensor [rows, hidden] per block, before the
+        final norm (unlike `hidden_states[-1]` of transformers).
+    """
+    outputs: list[Tensor] = []
+
+    def record(_module: nn.Module, _args: Any, output: Any) -> None:
+        stream = stream_of(output)
+        rows = torch.arange(stream.shape[0], device=stream.device)
+        outputs.append(stream[rows, positions.to(stream.device)].float().cpu())
+
+    handles = [block.register_forward_hook(record) for block in blocks]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,109 @@
+"""Where rows come from: JSONL, CSV and parquet files, folders and hub ids of `datasets`."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from offline.errors import InputError
+
+TRUTHFULQA = ("Question", "Best Answer", "Incorrect Answers")
+_SUFFIXES = (".jsonl", ".csv", ".parquet")
+Rows = Iterator[tuple[str, Any]]
+
+
+def read_rows(source: str, split: str) -> tuple[str, str | None, Rows]:
+    """A source's name (never a path), the sha256 of its file if it is one, and (where, row) pairs.
+
+    Args:
+        source: a .jsonl, .csv or .parquet file, a folder written by `datasets`, or a hub id.
+        split: which split of a folder or hub data set.
+
+    Raises:
+        InputError: the source cannot be read; while iterating, naming the line.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path.name, hashlib.sha256(path.read_bytes()).hexdigest(), _file_rows(path)
+    if not path.is_dir() and (path.suffix in _SUFFIXES or source.startswith(("/", "."))):
+        raise InputError(f"{source}: no such file")
+    name = path.name if path.is_dir() else source
+    return name, None, _dataset_rows(source, name, split)
+
+
+def _file_rows(path: Path) -> Rows:
+    if path.suffix == ".csv":
+        return _csv_rows(path)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    if path.suffix == ".jsonl":
+        return _jsonl_rows(path)
+    raise InputError(f"{path.name}: unknown kind of file, expected one of {', '.join(_SUFFIXES)}")
+
+
+def _jsonl_rows(path: Path) -> Rows:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path.name}, line {number}"
+        try:
+            row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: not valid JSON ({error})") from error
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where}: holds half a character ({error})") from error
+        yield where, row
+
+
+def _csv_rows(path: Path) -> Rows:
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    columns = reader.fieldnames or []
+    known = [{"prompt", "chosen", "rejected"}, set(TRUTHFULQA)]
+    if columns and not any(names <= set(columns) for names in known):
+        raise InputError(
+            f"{path.name}: its columns are {list(columns)}, expected 'prompt', 'chosen' and "
+            f"'rejected', or TruthfulQA's {list(TRUTHFULQA)}"
+        )
+    for row in reader:
+        yield f"{path.name}, line {reader.line_num}", row
+
+
+def _parquet_rows(path: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path.name}: not a readable parquet file ({error})") from error
+    return ((f"{path.name}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _dataset_rows(source: str, name: str, split: str) -> Rows:
+    import datasets
+
+    try:
+        if Path(source, "state.json").is_file() or Path(source, "dataset_dict.json").is_file():
+            data = datasets.load_from_disk(source)
+            if isinstance(data, datasets.DatasetDict):
+                data = data[split]
+        else:
+            data = datasets.load_dataset(source, split=split)
+    except Exception as error:  # `datasets` raises many kinds; all of them mean "cannot be read"
+        raise InputError(
+            f"{name}: no such file, and not readable as a data set with split '{split}' "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return ((f"{name}, row {number}", row) for number, row in enumerate(data, 1))
+
+
+def _text(path: Path) -> str:
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name}: not UTF-8 text ({error})") from error
