@@ -28,12 +28,13 @@ from rich.table import Table
 from torch import Tensor
 
 from grains_vllm.vectors import write_aside
-from offline.attribution import FIRST_POINTS, Attribution, Attributor
+from offline.attribution import Attribution, Attributor
 from offline.model import Decoder, as_decoder
 from offline.objective import contrast
 from offline.options import ExtractOptions, Objective
 from offline.pairs import Pair
 from offline.prompts import TokenPair
+from offline.quadrature import FIRST
 
 TOLERANCE = ExtractOptions().ig_tolerance
 
@@ -113,7 +114,7 @@ def fixed_points(
 ) -> int:
     """The smallest doubling of 32 with which every example's gap is what ours was at worst."""
     worst = max(TOLERANCE, *(result.gap or 0.0 for result in ours))
-    points = FIRST_POINTS
+    points = FIRST
     while points < ExtractOptions().ig_max_points:
         gaps = [
             gap(captum_scores(decoder, pair, baseline, points, 8, ours=True), result)
@@ -146,7 +147,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         ]
 
     results = ours()
-    needed = [result.points for result in results]
+    # A Kronrod rule has one point more than twice its Gauss rule; captum gets the round number.
+    needed = [result.points // 2 * 2 for result in results]
     fixed = [fixed_points(decoder, pairs, baseline, results)] * len(pairs)
     contestants: dict[str, Callable[[], Any]] = {
         "grains": ours,

@@ -6,7 +6,7 @@ which is cut into batches.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,10 +15,8 @@ from offline.errors import InputError
 from offline.model import Decoder
 from offline.objective import contrast, may_pack
 from offline.options import AttributionMethod, ExtractOptions
-from offline.points import Point, points_of, random_scores
+from offline.points import Place, Stage, random_scores, stages
 from offline.prompts import TokenPair
-
-FIRST_POINTS = 32
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,31 @@ class Attribution:
     points: int
     gap: float | None
     packed: bool
+
+
+@dataclass
+class _Example:
+    """One pair on its way.
+
+    Attributes:
+        distance: from where the method starts to the input, [T, hidden].
+        attempts: the stages it may take; `stage` is the current one.
+        products: per gradient taken so far, gradient * distance summed over hidden, [T] float64.
+    """
+
+    pair: TokenPair
+    distance: Tensor
+    packed: bool
+    f_input: float
+    f_baseline: float
+    attempts: list[Stage]
+    stage: int = 0
+    products: list[Tensor] = field(default_factory=list)
+    result: Attribution | None = None
+
+    @property
+    def attempt(self) -> Stage:
+        return self.attempts[self.stage]
 
 
 class Attributor:
@@ -70,85 +93,82 @@ class Attributor:
             InputError: F or a gradient is NaN or infinite.
             torch.OutOfMemoryError: the device is too small for a single row.
         """
-        inputs = [self.decoder.embed(pair.prompt_ids).float() for pair in pairs]
-        packed = [self._packs(pair) for pair in pairs]
-        ends = [self._ends(*example) for example in zip(pairs, inputs, packed, strict=True)]
-        results: list[Attribution | None] = [None] * len(pairs)
-        first = self.options.ig_points or min(FIRST_POINTS, self.options.ig_max_points)
-        points = dict.fromkeys(range(len(pairs)), first)
-        while points:
-            scores = self._scores(pairs, inputs, packed, points)
-            unfinished = {}
-            for index, score in scores.items():
-                f_input, f_baseline = ends[index]
-                gap = self._gap(score, f_input - f_baseline)
-                used = self._count(points[index])
-                results[index] = Attribution(score, f_input, f_baseline, used, gap, packed[index])
-                if self._wants_more(gap, used):
-                    unfinished[index] = min(2 * used, self.options.ig_max_points)
+        examples = [self._example(pair) for pair in pairs]
+        pending = examples
+        while pending:
+            self._take_gradients(pending)
+            unfinished = []
+            for example in pending:
+                example.result = self._attribution(example)
+                if self._wants_more(example):
+                    example.stage += 1
+                    unfinished.append(example)
                 else:
                     on_example()
-            points = unfinished
-        return [result for result in results if result is not None]
+            pending = unfinished
+        return [example.result for example in examples if example.result is not None]
 
-    def _count(self, points: int) -> int:
-        method = self.options.attribution
-        if method is AttributionMethod.integrated_gradients:
-            return points
-        samples = {AttributionMethod.smoothgrad: self.options.smoothgrad_samples}
-        return samples.get(method, 0 if method is AttributionMethod.random else 1)
+    def _example(self, pair: TokenPair) -> _Example:
+        x = self.decoder.embed(pair.prompt_ids).float()
+        packed = self._packs(pair)
+        with torch.no_grad():
+            values = contrast(
+                self.decoder, [pair, pair], [x, self.baseline.expand_as(x)], packed,
+                self.options.objective,
+            )  # fmt: skip
+        self._require_finite(values, pair, "the objective")
+        f_input, f_baseline = values.double().tolist()
+        attempts = stages(pair, x, self.baseline, self.options)
+        start = self.baseline if self._integrates else torch.zeros_like(self.baseline)
+        return _Example(pair, x - start, packed, f_input, f_baseline, attempts)
 
-    def _wants_more(self, gap: float | None, used: int) -> bool:
-        options = self.options
-        if gap is None or options.ig_points is not None:
+    @property
+    def _integrates(self) -> bool:
+        return self.options.attribution is AttributionMethod.integrated_gradients
+
+    def _attribution(self, example: _Example) -> Attribution:
+        if self.options.attribution is AttributionMethod.random:
+            scores, used = random_scores(example.pair, self.options.seed), 0
+        else:
+            weights = torch.tensor(example.attempt.weights, dtype=torch.float64)
+            scores, used = weights @ torch.stack(example.products), len(weights)
+        gap = None
+        if self._integrates:
+            change = example.f_input - example.f_baseline
+            gap = abs(float(scores.sum()) - change) / max(abs(change), 1e-6)
+        ends = example.f_input, example.f_baseline
+        return Attribution(scores, *ends, used, gap, example.packed)
+
+    def _wants_more(self, example: _Example) -> bool:
+        gap = None if example.result is None else example.result.gap
+        if gap is None or example.stage + 1 == len(example.attempts):
             return False
-        return gap > options.ig_tolerance and used < options.ig_max_points
+        return gap > self.options.ig_tolerance
 
-    def _gap(self, scores: Tensor, change: float) -> float | None:
-        if self.options.attribution is not AttributionMethod.integrated_gradients:
-            return None
-        return abs(float(scores.sum()) - change) / max(abs(change), 1e-6)
-
-    def _scores(
-        self, pairs: Sequence[TokenPair], inputs: list[Tensor], packed: list[bool],
-        points: dict[int, int],
-    ) -> dict[int, Tensor]:  # fmt: skip
-        method = self.options.attribution
-        if method is AttributionMethod.random:
-            return {index: random_scores(pairs[index], self.options.seed) for index in points}
-        sums = {index: torch.zeros_like(inputs[index], dtype=torch.float64) for index in points}
+    def _take_gradients(self, examples: Sequence[_Example]) -> None:
+        """Adds the products of gradient and distance [T] for every new place of the stage."""
+        if self.options.attribution is AttributionMethod.random:
+            return
+        for example in examples:
+            example.products = example.products[: example.attempt.kept]
         for one_row in (True, False):
-            chosen = [index for index in points if packed[index] is one_row]
             stream = [
-                (index, point)
-                for index in chosen
-                for point in points_of(
-                    pairs[index], inputs[index], self.baseline, points[index], self.options
-                )
+                (example, place)
+                for example in examples
+                if example.packed is one_row
+                for place in example.attempt.places
             ]
-            self._accumulate(pairs, stream, one_row, sums)
-        for index, total in sums.items():
-            self._require_finite(total, pairs[index], "the gradient")
-        factors = {
-            index: inputs[index] - self.baseline
-            if method is AttributionMethod.integrated_gradients
-            else inputs[index]
-            for index in points
-        }
-        return {index: (factors[index] * sums[index]).sum(1).cpu() for index in points}
+            self._run(stream, one_row)
 
-    def _accumulate(
-        self, pairs: Sequence[TokenPair], stream: list[tuple[int, Point]],
-        packed: bool, sums: dict[int, Tensor],
-    ) -> None:  # fmt: skip
+    def _run(self, stream: list[tuple[_Example, Place]], packed: bool) -> None:
         done = 0
         while done < len(stream):
             size = max(1, self.batch_rows // (1 if packed else 2))
             batch = stream[done : done + size]
-            leaves = [point.place().detach().requires_grad_() for _, point in batch]
+            leaves = [place().detach().requires_grad_() for _, place in batch]
             try:
                 values = contrast(
-                    self.decoder, [pairs[index] for index, _ in batch], leaves, packed,
+                    self.decoder, [example.pair for example, _ in batch], leaves, packed,
                     self.options.objective,
                 )  # fmt: skip
                 gradients = torch.autograd.grad(values.sum(), leaves)
@@ -158,8 +178,10 @@ class Attributor:
                 self.batch_rows = max(1, self.batch_rows // 2)
                 torch.cuda.empty_cache()
                 continue
-            for (index, point), gradient in zip(batch, gradients, strict=True):
-                sums[index] += point.weight * gradient.double()
+            for (example, _), gradient in zip(batch, gradients, strict=True):
+                product = (gradient.double() * example.distance).sum(1).cpu()
+                self._require_finite(product, example.pair, "the gradient")
+                example.products.append(product)
             done += len(batch)
 
     def _packs(self, pair: TokenPair) -> bool:
@@ -171,17 +193,6 @@ class Attributor:
         if fits:
             self._packed_length = pair.length
         return fits
-
-    def _ends(self, pair: TokenPair, x: Tensor, packed: bool) -> tuple[float, float]:
-        """F(x) and F(b), without gradients."""
-        with torch.no_grad():
-            values = contrast(
-                self.decoder, [pair, pair], [x, self.baseline.expand_as(x)], packed,
-                self.options.objective,
-            )  # fmt: skip
-        self._require_finite(values, pair, "the objective")
-        f_input, f_baseline = values.double().tolist()
-        return f_input, f_baseline
 
     def _require_finite(self, value: Tensor, pair: TokenPair, what: str) -> None:
         if not torch.isfinite(value).all():

@@ -58,10 +58,10 @@ def extract(
     attribution: Annotated[AttributionMethod, typer.Option()] = _DEFAULTS.attribution,
     baseline: Annotated[Baseline, typer.Option()] = _DEFAULTS.baseline,
     ig_points: Annotated[
-        int | None, typer.Option(help="Fixed number of points; by default adaptive from 32.")
+        int | None, typer.Option(help="Fixed number of points; by default 32, 65, 128, 257.")
     ] = None,
     ig_max_points: Annotated[
-        int, typer.Option(help="Where doubling ends.")
+        int, typer.Option(help="Where the adaptive numbers end.")
     ] = _DEFAULTS.ig_max_points,
     ig_tolerance: Annotated[
         float, typer.Option(help="Completeness gap that is good enough.")

@@ -75,8 +75,8 @@ class ExtractOptions:
     objective: Objective = Objective.mean
     attribution: AttributionMethod = AttributionMethod.integrated_gradients
     baseline: Baseline = Baseline.mean
-    ig_points: int | None = None  # None: adaptive, 32 doubling to ig_max_points
-    ig_max_points: int = 256
+    ig_points: int | None = None  # None: adaptive, see quadrature.ladder
+    ig_max_points: int = 257
     ig_tolerance: float = 0.05
     smoothgrad_samples: int = 32
     smoothgrad_noise: float = 0.1

@@ -1,48 +1,55 @@
 """Where each attribution method takes gradients, and with what weights.
 
-Integrated gradients (Sundararajan et al., 2017): Gauss-Legendre nodes between baseline and input;
-gradient x input: the input; SmoothGrad (Smilkov et al., 2017): noisy copies of the input.
+Integrated gradients (Sundararajan et al., 2017): nodes between baseline and input, rule after rule
+(see quadrature.py); gradient x input: the input; SmoothGrad (Smilkov et al., 2017): noisy copies.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from offline.options import AttributionMethod, ExtractOptions
 from offline.prompts import TokenPair
+from offline.quadrature import ladder
+
+Place = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
-class Point:
-    """One gradient to take, at `place()` [T, hidden], weighted."""
+class Stage:
+    """One attempt at the scores: gradients to take, and how to weigh all that are then there.
 
-    place: Callable[[], Tensor]
-    weight: float
+    Attributes:
+        places: where new gradients are taken; each gives embeddings [T, hidden].
+        kept: how many gradients of the stage before are used again, its first ones.
+        weights: of the kept and the new ones, in this order.
+    """
+
+    places: list[Place]
+    kept: int
+    weights: tuple[float, ...]
 
 
-def points_of(
-    pair: TokenPair, x: Tensor, baseline: Tensor, count: int, options: ExtractOptions
-) -> Iterator[Point]:
-    """The points of one example; their weights add up to 1.
+def stages(pair: TokenPair, x: Tensor, baseline: Tensor, options: ExtractOptions) -> list[Stage]:
+    """The attempts for one example, in order; only integrated gradients may need a second one.
 
     Args:
         x: the prompt's embeddings [T, hidden] float32; `baseline` is [hidden].
-        count: number of integration points; other methods have numbers of their own.
     """
     if options.attribution is AttributionMethod.integrated_gradients:
-        for node, weight in zip(*_gauss_legendre(count), strict=True):
-            yield Point(_between(baseline, x, node), weight)
-    elif options.attribution is AttributionMethod.smoothgrad:
-        for sample in range(options.smoothgrad_samples):
-            place = _noisy(x, options.smoothgrad_noise, _seed(pair, options.seed, sample))
-            yield Point(place, 1 / options.smoothgrad_samples)
-    else:
-        yield Point(lambda: x, 1.0)
+        return [
+            Stage([_between(baseline, x, node) for node in r.nodes[r.kept :]], r.kept, r.weights)
+            for r in ladder(options.ig_points, options.ig_max_points)
+        ]
+    if options.attribution is AttributionMethod.smoothgrad:
+        count = options.smoothgrad_samples
+        seeds = [_seed(pair, options.seed, sample) for sample in range(count)]
+        noise = options.smoothgrad_noise
+        return [Stage([_noisy(x, noise, seed) for seed in seeds], 0, (1 / count,) * count)]
+    return [Stage([lambda: x], 0, (1.0,))]
 
 
 def random_scores(pair: TokenPair, seed: int) -> Tensor:
@@ -51,18 +58,11 @@ def random_scores(pair: TokenPair, seed: int) -> Tensor:
     return torch.randn(len(pair.prompt_ids), generator=generator, dtype=torch.float64)
 
 
-@lru_cache
-def _gauss_legendre(count: int) -> tuple[list[float], list[float]]:
-    """Nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
-
-
-def _between(baseline: Tensor, x: Tensor, a: float) -> Callable[[], Tensor]:
+def _between(baseline: Tensor, x: Tensor, a: float) -> Place:
     return lambda: baseline + a * (x - baseline)
 
 
-def _noisy(x: Tensor, noise: float, seed: int) -> Callable[[], Tensor]:
+def _noisy(x: Tensor, noise: float, seed: int) -> Place:
     """Adds Gaussian noise whose deviation is `noise` times the spread (max - min) of x."""
 
     def place() -> Tensor:

@@ -22,13 +22,15 @@ def errors(engine_result, name, batch):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_float32_equals_transformers_closely(engine, name):
     result = engine(name, "eager")
-    assert max(errors(result, name, "alone")) < 1e-4
-    assert max(errors(result, name, "eight")) < 1e-4
-    assert max(errors(result, name, "mixed")) < 1e-4
+    worst = {batch: max(errors(result, name, batch)) for batch in ("alone", "eight", "mixed")}
+    print(f"float32 max error, {name}: {worst}")
+    assert max(worst.values()) < 1e-4
 
 
 def test_compiled_float32_equals_transformers_closely(engine):
-    assert max(errors(engine("llama", "3"), "llama", "eight")) < 1e-4
+    worst = max(errors(engine("llama", "3"), "llama", "eight"))
+    print(f"float32 max error, llama in mode 3: {worst}")
+    assert worst < 1e-4
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

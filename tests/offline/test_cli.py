@@ -143,7 +143,7 @@ def test_inspect_refuses_a_broken_artifact(tmp_path):
     path = tmp_path / "v.safetensors"
     path.write_bytes(b"no")
     result = grains("inspect", path)
-    assert result.exit_code == 2 and "damaged or not a safetensors file" in result.stderr
+    assert result.exit_code == 2 and "cannot be read as a safetensors file" in result.stderr
 
 
 def test_gguf_there_and_back(model, pairs, tmp_path):
