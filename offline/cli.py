@@ -257,7 +257,3 @@ def _fingerprint(
             "--architecture, --hidden-size and --num-layers"
         )
     return ModelFingerprint(architecture, hidden_size, num_layers)
-
-
-if __name__ == "__main__":
-    main()

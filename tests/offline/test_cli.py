@@ -173,7 +173,7 @@ def test_ctrl_c_leaves_no_artifact_and_the_same_command_goes_on(model, tmp_path)
     out = tmp_path / "v.safetensors"
 
     def command(path):
-        base = [sys.executable, "-m", "offline.cli", "extract", "--model", model, "--data", pairs]
+        base = [sys.executable, "-m", "offline", "extract", "--model", model, "--data", pairs]
         return [str(part) for part in (*base, "--out", path, "--k", "3", "--ig-points", "64")]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -198,3 +198,10 @@ def test_ctrl_c_leaves_no_artifact_and_the_same_command_goes_on(model, tmp_path)
     subprocess.run(command(whole), cwd=ROOT, env=environment, check=True, capture_output=True)
     assert out.read_bytes() == whole.read_bytes()
     assert not partial.exists()
+
+
+def test_the_command_says_what_to_install_where_only_the_plugin_is():
+    code = "import sys; sys.modules['typer'] = None; from offline.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "grains needs typer: pip install 'grains-vllm[offline]'\n"
