@@ -194,12 +194,16 @@ def _read(source: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{source}: cannot be read as a safetensors file ({error})") from error
     try:
-        passport = json.loads(metadata["grains"])
-    except json.JSONDecodeError as error:
+        passport = json.loads(metadata["grains"], parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{source}: metadata 'grains' is not JSON ({error})") from error
     if not isinstance(passport, dict):
         raise ArtifactError(f"{source}: metadata 'grains' is not a JSON object")
     return tensors, passport
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _fingerprint(passport: dict[str, Any], source: str) -> ModelFingerprint:

@@ -5,7 +5,7 @@ times the input's distance from where the method starts. Points of all examples 
 which is cut into batches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -81,13 +81,8 @@ class Attributor:
         self.batch_rows = batch_rows
         self._packed_length = 0
 
-    def attribute(
-        self, pairs: Sequence[TokenPair], on_example: Callable[[], None] = lambda: None
-    ) -> list[Attribution]:
+    def attribute(self, pairs: Sequence[TokenPair]) -> list[Attribution]:
         """One Attribution per pair, the same (beyond float noise) however pairs are grouped.
-
-        Args:
-            on_example: called once for each finished example.
 
         Raises:
             InputError: F or a gradient is NaN or infinite.
@@ -103,8 +98,6 @@ class Attributor:
                 if self._wants_more(example):
                     example.stage += 1
                     unfinished.append(example)
-                else:
-                    on_example()
             pending = unfinished
         return [example.result for example in examples if example.result is not None]
 

@@ -20,7 +20,8 @@ def baseline_embedding(decoder: Decoder, baseline: Baseline) -> Tensor:
         InputError: `pad` with a tokenizer that has no pad token.
     """
     if baseline is Baseline.zero:
-        return torch.zeros(decoder.fingerprint.hidden_size, device=decoder.device)
+        # As long as an embedding, which some models project to the hidden size afterwards.
+        return torch.zeros_like(decoder.embed([0])[0]).float()
     if baseline is Baseline.pad:
         return _token(decoder, "pad_token", "--baseline pad")
     rows = decoder.model.get_input_embeddings().weight.shape[0]

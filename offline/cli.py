@@ -2,14 +2,21 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from grains_vllm.vectors import ModelFingerprint, SteeringVector, write_aside
-from offline.console import input_errors, progress, require_choice, require_writable, stderr
+from offline.console import (
+    input_errors,
+    progress,
+    require_choice,
+    require_different,
+    require_writable,
+    stderr,
+)
 from offline.errors import InputError
 from offline.options import (
     AttributionMethod,
@@ -53,7 +60,9 @@ def extract(
     seed: Annotated[int, typer.Option(help="Of drawing, random scores, split halves.")] = 0,
     split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
     chat: Annotated[bool, typer.Option(help="Make string prompts a chat's user message.")] = False,
-    k: Annotated[int, typer.Option("--k", help="Most tokens per set T+ and T-.")] = _DEFAULTS.k,
+    k: Annotated[
+        int | None, typer.Option("--k", help=f"Most tokens per set T+ and T- ({_DEFAULTS.k}).")
+    ] = None,
     objective: Annotated[Objective, typer.Option()] = _DEFAULTS.objective,
     attribution: Annotated[AttributionMethod, typer.Option()] = _DEFAULTS.attribution,
     baseline: Annotated[Baseline, typer.Option()] = _DEFAULTS.baseline,
@@ -105,7 +114,7 @@ def extract(
             ig_tolerance=ig_tolerance,
             smoothgrad_samples=smoothgrad_samples,
             smoothgrad_noise=smoothgrad_noise,
-            k=k,
+            k=_DEFAULTS.k if k is None else k,
             mask=mask,
             read=read,
             direction=direction,
@@ -119,6 +128,7 @@ def extract(
             raise InputError(f"--ig-batch is {ig_batch}, expected 1 or more")
         if strength is not None and not math.isfinite(strength):
             raise InputError(f"--strength is {strength}, expected a finite number")
+        require_different(data=data, out=out, attributions=attributions)
         for path in (out, attributions):
             if path is not None:
                 require_writable(path, force)
@@ -144,7 +154,7 @@ def extract(
             vector, records = run(
                 decoder, pairs, options, out,
                 batch_rows=ig_batch, restart=restart, recommended=recommended,
-                on_example=advance, on_note=note,
+                strict_k=k is not None, on_examples=advance, on_note=note,
             )  # fmt: skip
         if attributions is not None:
             lines = "".join(json.dumps(record) + "\n" for record in records)
@@ -153,7 +163,7 @@ def extract(
         if as_json:
             print(summary.as_json(vector, out=out.name, notes=notes))
         else:
-            summary.show(Console(), vector)
+            summary.show(vector)
             print(f"wrote {out}")
 
 
@@ -169,7 +179,7 @@ def inspect(
         if as_json:
             print(summary.as_json(vector))
         else:
-            summary.show(Console(), vector)
+            summary.show(vector)
 
 
 @app.command("import")
@@ -182,8 +192,8 @@ def import_(
     architecture: Annotated[
         str | None, typer.Option(help="Instead of --model, such as LlamaForCausalLM.")
     ] = None,
-    hidden_size: Annotated[int | None, typer.Option(min=1)] = None,
-    num_layers: Annotated[int | None, typer.Option(min=1)] = None,
+    hidden_size: Annotated[int | None, typer.Option(min=1, max=10**6)] = None,
+    num_layers: Annotated[int | None, typer.Option(min=1, max=10**4)] = None,
     force: _Force = False,
 ) -> None:
     """Make an artifact of a GGUF control vector (llama.cpp, repeng)."""
@@ -232,18 +242,24 @@ def _recommendation(
 def _layers(text: str, num_layers: int) -> list[int]:
     chosen: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
+        if match is None:
             raise InputError(f"--layers is '{text}', expected such as 8-15,20")
-        chosen.update(range(int(first), int(last or first) + 1))
-    if not chosen or max(chosen) >= num_layers:
-        raise InputError(f"--layers is '{text}', the model's layers are 0 to {num_layers - 1}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InputError(f"--layers is '{text}': {part} runs backwards")
+        if last >= num_layers:
+            raise InputError(f"--layers is '{text}', the model's layers are 0 to {num_layers - 1}")
+        chosen.update(range(first, last + 1))
     return sorted(chosen)
 
 
 def _fingerprint(
     model: str | None, architecture: str | None, hidden_size: int | None, num_layers: int | None
 ) -> ModelFingerprint:
+    given = [value is not None for value in (architecture, hidden_size, num_layers)]
+    if model is not None and any(given):
+        raise InputError("--model says it all; leave out --architecture and the sizes")
     if model is not None:
         import transformers
 

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import typer
@@ -15,14 +16,14 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
 from grains_vllm.vectors import ArtifactError
 from offline.errors import InputError
 
-stderr = Console(stderr=True, highlight=False)
+# No markup: messages quote names that may hold brackets.
+stderr = Console(stderr=True, highlight=False, markup=False)
 
 
 @contextmanager
@@ -31,7 +32,11 @@ def input_errors(on_interrupt: str = "") -> Iterator[None]:
     try:
         yield
     except (InputError, ArtifactError) as error:
-        stderr.print(f"error: {error}", markup=False, soft_wrap=True)
+        stderr.print(f"error: {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        path = "" if error.filename is None else f"{error.filename}: "
+        stderr.print(f"error: {path}{error.strerror or error}", soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         stderr.print(f"interrupted; {on_interrupt}" if on_interrupt else "interrupted")
@@ -39,28 +44,42 @@ def input_errors(on_interrupt: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[], None]]:
+def progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr with rate and remaining time; yields a function that advances it."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Pace()
     with Progress(*columns, console=stderr) as bar:
         task = bar.add_task("examples", total=total)
-        yield lambda: bar.advance(task)
+        yield lambda count: bar.advance(task, count)
 
 
-class _Rate(ProgressColumn):
-    """Examples per second."""
+class _Pace(ProgressColumn):
+    """Examples per second and the time left, over the whole run: examples finish in groups, which
+    misleads the estimate that Rich makes from the last moments."""
 
     def render(self, task: Task) -> Text:
-        return Text("- /s" if not task.speed else f"{task.speed:.2f} /s")
+        if not task.elapsed or not task.completed or task.total is None:
+            return Text("")
+        rate = task.completed / task.elapsed
+        left = timedelta(seconds=round((task.total - task.completed) / rate))
+        return Text(f"{rate:.2f} /s, {left} left")
 
 
 def require_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises InputError unless `value` is allowed."""
     if value not in allowed:
         raise InputError(f"{option} is '{value}', expected one of {', '.join(allowed)}")
+
+
+def require_different(**paths: str | Path | None) -> None:
+    """Raises InputError if two of the options, given by name, mean the same file."""
+    seen: dict[Path, str] = {}
+    for option, path in paths.items():
+        if path is None:
+            continue
+        place = Path(path).resolve()
+        if place in seen:
+            raise InputError(f"--{seen[place]} and --{option} are the same file: {path}")
+        seen[place] = option
 
 
 def require_writable(path: Path, force: bool) -> None:

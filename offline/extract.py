@@ -33,7 +33,8 @@ def extract(
     batch_rows: int = 8,
     restart: bool = False,
     recommended: Mapping[str, Any] | None = None,
-    on_example: Callable[[], None] = lambda: None,
+    strict_k: bool = False,
+    on_examples: Callable[[int], None] = lambda count: None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> tuple[SteeringVector, list[Record]]:
     """Computes the steering vector of `data`; the caller saves it.
@@ -43,47 +44,45 @@ def extract(
         batch_rows: rows per forward; changes nothing but speed and memory.
         restart: discard what an interrupted run left.
         recommended: the passport's `recommended`, if somebody knows one.
-        on_example: called once per finished example.
+        strict_k: refuse prompts with fewer tokens than k; otherwise they just give fewer.
+        on_examples: told how many more examples are finished.
         on_note: told in one line what a person should know about the run.
 
     Returns:
         The vector, and per example a record of its tokens, scores and selected positions.
 
     Raises:
-        InputError: see the message; nothing stays on disk except what an earlier run left.
+        InputError: see the message; on disk is only what an earlier run left.
     """
     if isinstance(data.pairs[0].prompt, str) and getattr(decoder.tokenizer, "chat_template", None):
         on_note("prompts are raw text although the model has a chat template; see --chat")
     pairs = [tokenise(pair, decoder.tokenizer) for pair in data.pairs]
     for pair in pairs:
-        _require_fit(pair, decoder, options.k)
+        _require_fit(pair, decoder, options.k if strict_k else 1)
+    repeated = len(data.pairs) - len({pair.id for pair in data.pairs})
+    if repeated:
+        on_note(f"{repeated} examples have an id that another one has too")
     check_leaf(decoder, pairs[0].prompt_ids)
     baseline = baseline_embedding(decoder, options.baseline)
     if options.baseline is Baseline.pad and not baseline.any():
         on_note("the pad token's embedding is zero, so --baseline pad is --baseline zero here")
     replacement = mask_embedding(decoder, options.mask, baseline)
     attributor = Attributor(decoder, options, baseline, batch_rows)
-    partial = PartialRun(out, manifest(decoder, data, options), restart)
-
-    tensors, records = [], []
     try:
-        for number, start in enumerate(range(0, len(pairs), GROUP)):
-            members = pairs[start : start + GROUP]
-            group = partial.load(number)
-            if group is None:
-                scored = attributor.attribute(members, on_example)
-                group = _group(decoder, members, scored, replacement, options)
-                partial.save(number, *group)
-            else:
-                for _ in members:
-                    on_example()
-            tensors.append(group[0])
-            records += group[1]
-        stacked = {name: torch.cat([group[name] for group in tensors]) for name in tensors[0]}
-        vector = _vector(decoder, data, options, stacked, records, recommended)
-    except InputError:
-        discard(out)  # the same command would only meet the same error again
-        raise
+        with PartialRun(out, manifest(decoder, data, options), restart) as partial:
+            tensors, records = [], []
+            for number, start in enumerate(range(0, len(pairs), GROUP)):
+                members = pairs[start : start + GROUP]
+                group = partial.load(number)
+                if group is None:
+                    scored = attributor.attribute(members)
+                    group = _group(decoder, members, scored, replacement, options)
+                    partial.save(number, *group)
+                tensors.append(group[0])
+                records += group[1]
+                on_examples(len(members))
+            stacked = {name: torch.cat([group[name] for group in tensors]) for name in tensors[0]}
+            vector = _vector(decoder, data, options, stacked, records, recommended)
     except torch.OutOfMemoryError as error:
         raise InputError(
             "the device has too little memory for one example; use shorter prompts, "

@@ -39,11 +39,15 @@ def read_gguf(path: Path, model: ModelFingerprint) -> SteeringVector:
             f"{path.name}: general.architecture is {architecture!r}, expected '{_ARCHITECTURE}'"
         )
     rows = torch.zeros(model.num_layers, model.hidden_size)
+    seen: set[int] = set()
     for tensor in reader.tensors:
         match = _NAME.fullmatch(tensor.name)
         if match is None:
             raise InputError(f"{path.name}: tensor '{tensor.name}', expected direction.N only")
         layer = int(match[1])
+        if layer in seen:
+            raise InputError(f"{path.name}: two tensors for layer {layer}")
+        seen.add(layer)
         if layer >= model.num_layers:
             raise InputError(
                 f"{path.name}: tensor '{tensor.name}', but the model's layers are 0 to "

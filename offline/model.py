@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def load_decoder(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
+        raise InputError(f"--device is '{device}', expected cpu, cuda, cuda:N or auto")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device is '{device}', but PyTorch finds no CUDA device here")
     if model_id.startswith(("/", ".")) and not Path(model_id).is_dir():
@@ -90,8 +93,8 @@ def load_decoder(
             model_id, dtype=DTYPES[dtype], device_map=device_map, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"model '{name}' cannot be loaded: {first}") from error
+        reason = str(error).strip() or type(error).__name__
+        raise InputError(f"model '{name}' cannot be loaded: {reason}") from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise InputError(
@@ -99,7 +102,11 @@ def load_decoder(
             f"'{missing[0]}', and would be random"
         )
     if device_map is None:
-        model.to(device)
+        try:
+            model.to(device)
+        except RuntimeError as error:  # no such device, or too little memory on it
+            first = str(error).splitlines()[0]
+            raise InputError(f"model '{name}' does not go to --device {device}: {first}") from error
     return as_decoder(model, tokenizer, name, blocks)
 
 

@@ -100,6 +100,8 @@ class ExtractOptions:
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}, expected 1 or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed is {self.seed}, expected 0 to 2**63 - 1")
         positive = {
             "--ig-tolerance": self.ig_tolerance,
             "--smoothgrad-noise": self.smoothgrad_noise,

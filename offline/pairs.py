@@ -110,6 +110,9 @@ def _pair(row: Any, where: str, number: int, chat: bool) -> Pair:
 
 def _truthfulqa(row: Mapping[str, Any], where: str, number: int, chat: bool) -> Pair:
     """The benchmark's question-and-answer form, or one user message."""
+    for name in TRUTHFULQA:
+        if row[name] is not None and not isinstance(row[name], str):
+            raise InputError(f"{where}: '{name}' is {_kind(row[name])}, expected text")
     question, best = ((row[name] or "").strip() for name in ("Question", "Best Answer"))
     # The first incorrect answer: one pair per question, as N counts questions.
     wrong = (row["Incorrect Answers"] or "").split(";")[0].strip()

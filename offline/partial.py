@@ -1,5 +1,6 @@
 """Finished groups of examples beside the artifact, so that an interrupted run can go on."""
 
+import fcntl
 import json
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from grains_vllm.vectors import write_aside
 from offline.errors import InputError
+
+_MANIFEST, _LOCK, _GROUPS = "manifest.json", "lock", "group-*.safetensors"
 
 
 def folder_of(out: Path) -> Path:
@@ -26,27 +29,54 @@ def discard(out: Path) -> None:
 
 
 class PartialRun:
-    """The folder `<out>.partial`: manifest.json and one safetensors file per finished group.
+    """The folder `<out>.partial`: a manifest, a lock, and one safetensors file per finished group.
 
-    Nothing is written before the first group is finished.
+    A context manager. While it is open no other run can make the same artifact. A run that fails
+    for its input leaves what an earlier run has left, and nothing of its own; one that is
+    interrupted leaves its finished groups.
     """
 
     def __init__(self, out: Path, manifest: Mapping[str, Any], restart: bool) -> None:
-        """Opens the folder.
+        """Prepares to open the folder.
 
         Args:
             manifest: JSON-able facts that decide the result; a folder with others is refused.
-            restart: discard what is there.
-
-        Raises:
-            InputError: the folder belongs to another run; says which facts differ.
+            restart: discard the groups that are there.
         """
         self.folder = folder_of(out)
         self.manifest = dict(manifest)
-        if restart:
-            discard(out)
-        elif self.folder.exists():
-            self._require_same()
+        self.restart = restart
+
+    def __enter__(self) -> "PartialRun":
+        """Opens the folder.
+
+        Raises:
+            InputError: the folder belongs to another run, which may be running now, or is no
+                folder of a run at all.
+        """
+        if self.folder.is_symlink() or (self.folder.exists() and not self._is_ours()):
+            raise InputError(f"{self.folder}: in the way, and not a folder of an interrupted run")
+        self._is_new = not self.folder.exists()
+        self.folder.mkdir(exist_ok=True)
+        self._lock = (self.folder / _LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise InputError(f"{self.folder.name}: another run is making this artifact") from None
+        try:
+            self._open()
+        except InputError:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        failed = kind is not None and issubclass(kind, InputError)
+        empty = not any(self.folder.glob(_GROUPS))
+        if self._is_new and (failed or (kind is not None and empty)):
+            shutil.rmtree(self.folder)
+        self._lock.close()
 
     def load(self, group: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
         """The tensors and records of a finished group; None if it is missing or damaged."""
@@ -59,24 +89,36 @@ class PartialRun:
 
     def save(self, group: int, tensors: dict[str, Tensor], records: list[dict[str, Any]]) -> None:
         """Keeps a finished group."""
-        if not self.folder.exists():
-            self.folder.mkdir()
-            write_aside(self.folder / "manifest.json", _json(self.manifest).encode())
         payload = safetensors.torch.save(tensors, metadata={"records": json.dumps(records)})
         write_aside(self._path(group), payload)
 
     def _path(self, group: int) -> Path:
         return self.folder / f"group-{group:05d}.safetensors"
 
-    def _require_same(self) -> None:
+    def _is_ours(self) -> bool:
+        if not self.folder.is_dir():
+            return False
+        names = {path.name for path in self.folder.iterdir()}
+        return _MANIFEST in names or names <= {_LOCK}
+
+    def _open(self) -> None:
+        manifest = self.folder / _MANIFEST
+        if self.restart:
+            for path in [manifest, *self.folder.glob(_GROUPS)]:
+                path.unlink(missing_ok=True)
+        if manifest.exists():
+            self._require_same(manifest)
+        else:
+            write_aside(manifest, json.dumps(self.manifest, indent=2, sort_keys=True).encode())
+
+    def _require_same(self, manifest: Path) -> None:
         try:
-            found = json.loads((self.folder / "manifest.json").read_text())
-        except (OSError, ValueError) as error:
+            there = _flat(json.loads(manifest.read_text()))
+        except (OSError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{self.folder.name}: not a folder of an interrupted run ({error}); "
-                "--restart discards it"
+                f"{self.folder.name}: its manifest cannot be read ({error}); --restart discards it"
             ) from error
-        here, there = _flat(self.manifest), _flat(found)
+        here = _flat(self.manifest)
         differing = [name for name in sorted(here | there) if here.get(name) != there.get(name)]
         if differing:
             facts = "; ".join(f"{n} was {there.get(n)!r}, now {here.get(n)!r}" for n in differing)
@@ -91,7 +133,3 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
     return flat
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=2, sort_keys=True)

@@ -12,6 +12,7 @@ from offline.errors import InputError
 
 TRUTHFULQA = ("Question", "Best Answer", "Incorrect Answers")
 _SUFFIXES = (".jsonl", ".csv", ".parquet")
+_MAX_FIELD = 2**27  # characters; the library's own limit is shorter than a long prompt
 Rows = Iterator[tuple[str, Any]]
 
 
@@ -28,18 +29,20 @@ def read_rows(source: str, split: str) -> tuple[str, str | None, Rows]:
     path = Path(source)
     if path.is_file():
         return path.name, hashlib.sha256(path.read_bytes()).hexdigest(), _file_rows(path)
-    if not path.is_dir() and (path.suffix in _SUFFIXES or source.startswith(("/", "."))):
-        raise InputError(f"{source}: no such file")
+    looks_like_a_file = path.suffix.lower() in _SUFFIXES or source.startswith(("/", "."))
+    if not source or (looks_like_a_file and not path.is_dir()):
+        raise InputError(f"--data is '{source}': no such file")
     name = path.name if path.is_dir() else source
     return name, None, _dataset_rows(source, name, split)
 
 
 def _file_rows(path: Path) -> Rows:
-    if path.suffix == ".csv":
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
         return _csv_rows(path)
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         return _parquet_rows(path)
-    if path.suffix == ".jsonl":
+    if suffix == ".jsonl":
         return _jsonl_rows(path)
     raise InputError(f"{path.name}: unknown kind of file, expected one of {', '.join(_SUFFIXES)}")
 
@@ -52,14 +55,15 @@ def _jsonl_rows(path: Path) -> Rows:
         try:
             row = json.loads(line)
             json.dumps(row, ensure_ascii=False).encode()
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not valid JSON ({error})") from error
         except UnicodeEncodeError as error:
             raise InputError(f"{where}: holds half a character ({error})") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not valid JSON ({error})") from error
         yield where, row
 
 
 def _csv_rows(path: Path) -> Rows:
+    csv.field_size_limit(_MAX_FIELD)
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     columns = reader.fieldnames or []
     known = [{"prompt", "chosen", "rejected"}, set(TRUTHFULQA)]
@@ -68,8 +72,19 @@ def _csv_rows(path: Path) -> Rows:
             f"{path.name}: its columns are {list(columns)}, expected 'prompt', 'chosen' and "
             f"'rejected', or TruthfulQA's {list(TRUTHFULQA)}"
         )
-    for row in reader:
-        yield f"{path.name}, line {reader.line_num}", row
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{path.name}: its columns are {list(columns)}, expected each name once")
+    try:
+        for row in reader:
+            where = f"{path.name}, line {reader.line_num}"
+            if None in row:
+                raise InputError(
+                    f"{where}: {len(row[None])} more fields than columns; a text with commas needs "
+                    "quotes around it"
+                )
+            yield where, row
+    except csv.Error as error:
+        raise InputError(f"{path.name}, line {reader.line_num}: not valid CSV ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Rows:

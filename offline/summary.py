@@ -1,6 +1,7 @@
 """What a person sees at the end: tables on stdout, or one JSON document."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -12,15 +13,19 @@ from grains_vllm.vectors import SteeringVector
 def as_json(vector: SteeringVector, **more: Any) -> str:
     """One JSON document: the passport, the digest and `more`."""
     facts = {**vector.passport, "digest": vector.digest, "directions": vector.layers}
-    return json.dumps({**facts, **more}, indent=2, sort_keys=True)
+    return json.dumps({**facts, **more}, indent=2, sort_keys=True, allow_nan=False)
 
 
-def show(console: Console, vector: SteeringVector) -> None:
-    """Prints where a vector comes from and how good each layer's direction is."""
-    passport = vector.passport
+def show(vector: SteeringVector) -> None:
+    """Prints where a vector comes from and how good each layer's direction is.
+
+    Others write artifacts too, and what a passport holds beyond the format is up to them: facts of
+    an unexpected shape are left out here (`--json` shows all).
+    """
+    console = Console(markup=False)
     console.print(_facts(vector))
-    gaps = passport.get("completeness")
-    if gaps:
+    gaps = _mapping(vector.passport.get("completeness"))
+    if _holds_numbers(gaps, "min", "median", "max", "tolerance", "above_tolerance"):
         console.print(_completeness(gaps))
         if gaps["above_tolerance"]:
             console.print(
@@ -31,6 +36,14 @@ def show(console: Console, vector: SteeringVector) -> None:
     console.print(_layers(vector))
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _holds_numbers(value: Mapping[str, Any], *names: str) -> bool:
+    return all(type(value.get(name)) in (int, float) for name in names)
+
+
 def _facts(vector: SteeringVector) -> Table:
     passport, model = vector.passport, vector.model
     table = Table("", "", show_header=False)
@@ -39,10 +52,10 @@ def _facts(vector: SteeringVector) -> Table:
         "model": passport.get("model_id"),
         "architecture": f"{model.architecture}, {model.num_layers} layers x {model.hidden_size}",
         "method": passport.get("method"),
-        "data": (passport.get("data") or {}).get("name"),
+        "data": _mapping(passport.get("data")).get("name"),
         "examples": _examples(passport),
-        "options": _words(passport.get("options")),
-        "recommended": _words(passport.get("recommended")),
+        "options": _words(_mapping(passport.get("options"))),
+        "recommended": _words(_mapping(passport.get("recommended"))),
     }
     for name, value in rows.items():
         if value:
@@ -51,20 +64,18 @@ def _facts(vector: SteeringVector) -> Table:
 
 
 def _examples(passport: Any) -> str | None:
-    if "examples_used" not in passport:
+    if not _holds_numbers(passport, "examples_used", "examples_dropped"):
         return None
     return f"{passport['examples_used']} used, {passport['examples_dropped']} dropped"
 
 
-def _words(options: dict[str, Any] | None) -> str | None:
-    if not options:
-        return None
+def _words(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
 
 
-def _completeness(gaps: dict[str, Any]) -> Table:
+def _completeness(gaps: Mapping[str, Any]) -> Table:
     table = Table("gap min", "median", "max", "above", "points: examples", title="Completeness")
-    points = ", ".join(f"{count}: {n}" for count, n in gaps["points"].items())
+    points = ", ".join(f"{count}: {n}" for count, n in _mapping(gaps.get("points")).items())
     table.add_row(
         *(f"{gaps[name]:.4f}" for name in ("min", "median", "max")),
         f"{gaps['above_tolerance']} (> {gaps['tolerance']})",
@@ -76,7 +87,12 @@ def _completeness(gaps: dict[str, Any]) -> Table:
 def _layers(vector: SteeringVector) -> Table:
     table = Table("layer", "||h||", title="Layers")
     names = ("explained_variance", "stability", "cosine", "raw_norm", "mean_norm")
-    reports = {row["layer"]: row for row in vector.passport.get("layers", [])}
+    rows = vector.passport.get("layers")
+    reports = {
+        row["layer"]: row
+        for row in (rows if isinstance(rows, list) else [])
+        if _holds_numbers(_mapping(row), "layer")
+    }
     shown = names if reports else ()
     for name in shown:
         table.add_column({"cosine": "cos(v+, v-)"}.get(name, name.replace("_", " ")))
@@ -85,6 +101,6 @@ def _layers(vector: SteeringVector) -> Table:
         table.add_row(
             f"{layer}" if layer in vector.layers else f"{layer} (none)",
             f"{vector.reference_norms[layer]:.4g}",
-            *("-" if value is None else f"{value:.3f}" for value in values),
+            *(f"{value:.3f}" if type(value) in (int, float) else "-" for value in values),
         )
     return table

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from grains_vllm.vectors import SteeringVector
+from grains_vllm.vectors import ModelFingerprint, SteeringVector
 from offline.cli import app
 from tests.offline.worlds import build_model, rows, save_model, write_jsonl
 
@@ -83,7 +83,8 @@ def test_chat_prompts(model, pairs, tmp_path):
 
 
 BAD = [
-    ({"--data": "absent.jsonl"}, "absent.jsonl: no such file"),
+    ({"--data": "absent.jsonl"}, "--data is 'absent.jsonl': no such file"),
+    ({"--data": ""}, "--data is '': no such file"),
     ({"--data": "absent/folder"}, "not readable as a data set with split 'train'"),
     ({"--model": "absent"}, "model 'absent' cannot be loaded"),
     ({"--model": "./absent"}, "model './absent': no such folder"),
@@ -95,6 +96,15 @@ BAD = [
     ({"--strength": "inf"}, "--strength is inf"),
     ({"--layers": "2-9"}, "--layers is '2-9', the model's layers are 0 to 2"),
     ({"--layers": "x"}, "--layers is 'x', expected such as"),
+    ({"--layers": "2-1"}, "--layers is '2-1': 2-1 runs backwards"),
+    ({"--layers": "0-999999999"}, "--layers is '0-999999999', the model's layers are 0 to 2"),
+    ({"--layers": "²"}, "--layers is '²', expected such as"),
+    ({"--seed": "-1"}, "--seed is -1, expected 0 to"),
+    ({"--seed": str(2**80)}, "expected 0 to 2**63 - 1"),
+    ({"--device": "mps"}, "--device is 'mps', expected cpu, cuda, cuda:N or auto"),
+    ({"--out": "x" * 300}, ": File name too long"),
+    ({"--attributions": "v.safetensors"}, "--out and --attributions are the same file"),
+    ({"--out": "pairs.jsonl", "--force": None}, "--data and --out are the same file"),
     ({"--dtype": "int8"}, "--dtype is 'int8', expected one of float32, bfloat16"),
     ({"--device": "cuda"}, "PyTorch finds no CUDA device"),
     ({"--blocks": "model.h"}, "--blocks is 'model.h'"),
@@ -112,7 +122,7 @@ def test_bad_input_writes_nothing(model, pairs, tmp_path, monkeypatch, changes, 
         pytest.skip("there is a CUDA device")
     monkeypatch.chdir(tmp_path)
     arguments = {"--model": model, "--data": pairs, "--out": "v.safetensors", "--k": "3"} | changes
-    result = grains("extract", *(item for pair in arguments.items() for item in pair))
+    result = grains("extract", *(x for pair in arguments.items() for x in pair if x is not None))
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output and result.stdout == ""
@@ -205,3 +215,35 @@ def test_the_command_says_what_to_install_where_only_the_plugin_is():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "grains needs typer: pip install 'grains-vllm[offline]'\n"
+
+
+def test_inspect_shows_what_it_understands_of_a_strangers_passport(tmp_path):
+    passport = {
+        "model_id": "a[/]b", "method": "[/red] [bold]x", "data": "file", "options": "x",
+        "completeness": {"min": 1}, "layers": [{}, {"layer": 0, "stability": "hi"}],
+        "examples_used": 3,
+    }  # fmt: skip
+    vector = SteeringVector(
+        torch.eye(2, 4), torch.ones(2), ModelFingerprint("LlamaForCausalLM", 4, 2), passport
+    )
+    vector.save(tmp_path / "v.safetensors")
+    result = grains("inspect", tmp_path / "v.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "a[/]b" in result.stdout and "[bold]x" in result.stdout
+
+
+def test_a_full_disk_is_a_message(model, pairs, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "v.safetensors")
+
+    monkeypatch.setattr("offline.partial.write_aside", full)
+    result = extract(model, pairs, tmp_path / "v.safetensors")
+    assert result.exit_code == 2
+    assert "v.safetensors: No space left on device" in result.stderr
+
+
+def test_import_refuses_two_descriptions_of_the_model(model, tmp_path):
+    (tmp_path / "c.gguf").write_bytes(b"")
+    more = ("--model", model, "--hidden-size", "5")
+    result = grains("import", tmp_path / "c.gguf", "--out", tmp_path / "v", *more)
+    assert result.exit_code == 2 and "--model says it all" in result.stderr

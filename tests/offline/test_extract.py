@@ -133,24 +133,22 @@ def test_examples_without_a_needed_set_are_dropped_and_counted(llama, data, tmp_
     assert not (tmp_path / "x.partial").exists()
 
 
+def interrupt(_count):
+    raise KeyboardInterrupt
+
+
 def test_interrupted_run_goes_on_to_the_same_bits(llama, data, tmp_path, monkeypatch):
     whole, records = extract(llama, data, QUICK, tmp_path / "a")
-    seen = []
-
-    def interrupt():
-        seen.append(1)
-        if len(seen) == GROUP + 1:
-            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract(llama, data, QUICK, tmp_path / "b", on_example=interrupt)
+        extract(llama, data, QUICK, tmp_path / "b", on_examples=interrupt)
     kept = sorted(path.name for path in (tmp_path / "b.partial").iterdir())
-    assert kept == ["group-00000.safetensors", "manifest.json"]
+    assert kept == ["group-00000.safetensors", "lock", "manifest.json"]
     attributed, real = [], Attributor.attribute
 
-    def counting(self, pairs, on_example):
+    def counting(self, pairs):
         attributed.extend(pairs)
-        return real(self, pairs, on_example)
+        return real(self, pairs)
 
     monkeypatch.setattr(Attributor, "attribute", counting)
     again, again_records = extract(llama, data, QUICK, tmp_path / "b")
@@ -189,8 +187,74 @@ def test_what_does_not_fit_the_model_is_refused(llama, data, tmp_path, item, mes
     items = [*rows(GROUP + 3), rows(1)[0] | item]
     data = load_pairs(str(write_jsonl(tmp_path / "pairs.jsonl", items)))
     with pytest.raises(InputError, match=message):
-        extract(llama, data, dataclasses.replace(QUICK, k=4), tmp_path / "v")
+        extract(llama, data, dataclasses.replace(QUICK, k=4), tmp_path / "v", strict_k=True)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+def test_a_default_k_may_be_more_than_a_short_prompt_has(llama, tmp_path):
+    data = load_pairs(
+        str(write_jsonl(tmp_path / "x.jsonl", [*rows(4), rows(1)[0] | {"prompt": "w3 w4"}]))
+    )
+    _, records = extract(llama, data, dataclasses.replace(QUICK, k=10), tmp_path / "v")
+    assert len(records[-1]["positive"]) + len(records[-1]["negative"]) <= 2
+
+
+def test_a_second_run_for_the_same_artifact_is_refused_while_the_first_runs(llama, data, tmp_path):
+    messages = []
+
+    def second(_count):
+        with pytest.raises(InputError) as error:
+            extract(llama, data, dataclasses.replace(QUICK, k=1), tmp_path / "v", restart=True)
+        messages.append(str(error.value))
+
+    vector, _ = extract(llama, data, QUICK, tmp_path / "v", on_examples=second)
+    assert set(messages) == {"v.partial: another run is making this artifact"}
+    assert vector.digest == extract(llama, data, QUICK, tmp_path / "w")[0].digest
+
+
+def test_a_late_error_keeps_what_an_earlier_run_left(llama, data, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        extract(llama, data, QUICK, tmp_path / "v", on_examples=interrupt)
+
+    def fail(*_):
+        raise InputError("late")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("offline.extract._vector", fail)
+        with pytest.raises(InputError, match="late"):
+            extract(llama, data, QUICK, tmp_path / "v")
+        assert (tmp_path / "v.partial" / "group-00000.safetensors").is_file()
+        with pytest.raises(InputError, match="late"):
+            extract(llama, data, QUICK, tmp_path / "w")
+    assert not (tmp_path / "w.partial").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_is_not_a_partial_folder_is_left_alone(llama, data, tmp_path, kind, restart):
+    place, mine = tmp_path / "v.partial", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("precious")
+    if kind == "file":
+        place.write_text("precious")
+    elif kind == "link":
+        place.symlink_to(mine)
+    else:
+        mine.rename(place)
+    with pytest.raises(InputError, match="in the way, and not a folder of an interrupted run"):
+        extract(llama, data, QUICK, tmp_path / "v", restart=restart)
+    assert "precious" in (
+        place.read_text() if kind == "file" else (place / "thesis.txt").read_text()
+    )
+
+
+def test_an_unreadable_manifest_is_refused_until_restart(llama, data, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        extract(llama, data, QUICK, tmp_path / "v", on_examples=interrupt)
+    (tmp_path / "v.partial" / "manifest.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"its manifest cannot be read .*--restart discards it"):
+        extract(llama, data, QUICK, tmp_path / "v")
+    assert extract(llama, data, QUICK, tmp_path / "v", restart=True)
 
 
 def test_wrong_tokenizer_is_refused(data, tmp_path):

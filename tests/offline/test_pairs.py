@@ -150,3 +150,39 @@ def test_bad_files(tmp_path):
         load_pairs(str(write_jsonl(tmp_path / "pairs.txt", [GOOD])))
     with pytest.raises(InputError, match="no such file"):
         load_pairs(str(tmp_path / "absent.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "prompt,chosen,rejected\nq,No, it is not,yes\n",
+            "x.csv, line 2: 1 more fields than columns",
+        ),
+        ("prompt,prompt,chosen,rejected\na,b,c,d\n", "expected each name once"),
+    ],
+)
+def test_a_csv_that_would_be_read_shifted_is_refused(tmp_path, text, message):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_pairs(str(tmp_path / "x.csv"))
+
+
+def test_csv_fields_may_be_long(tmp_path):
+    prompt = "word " * 40_000
+    (tmp_path / "x.CSV").write_text(f"prompt,chosen,rejected\n{prompt},yes,no\n")
+    assert load_pairs(str(tmp_path / "x.CSV")).pairs[0].prompt == prompt
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt": ' + "9" * 5000 + "}"])
+def test_monstrous_json_is_refused(tmp_path, line):
+    (tmp_path / "x.jsonl").write_text(line)
+    with pytest.raises(InputError, match=r"x\.jsonl, line 1: not valid JSON"):
+        load_pairs(str(tmp_path / "x.jsonl"))
+
+
+def test_truthfulqa_columns_of_another_type_are_named(tmp_path):
+    row = {"Question": 3, "Best Answer": "a", "Incorrect Answers": "b"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match="line 1: 'Question' is int 3, expected text"):
+        load_pairs(str(tmp_path / "x.jsonl"))
