@@ -34,7 +34,7 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
         from vllm.exceptions import VLLMValidationError
 
         try:
-            steering = select(params.extra_args, catalogue)
+            steering = select(getattr(params, "extra_args", None), catalogue)
             request = original(self, request_id, prompt, params, *args, **kwargs)
             _write(request, steering)
         except SelectionError as error:
