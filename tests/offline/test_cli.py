@@ -188,8 +188,10 @@ def test_ctrl_c_leaves_no_artifact_and_the_same_command_goes_on(model, tmp_path)
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
-        command(out), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        command(out), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell's background job ignores Ctrl-C, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     partial = tmp_path / "v.safetensors.partial"
     deadline = time.monotonic() + 60
     while not (partial / "group-00001.safetensors").exists():

@@ -89,7 +89,14 @@ def test_refuses_two_catalogues(vllm_config, world):
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    flags = ["--enable-grains", "--grains-config", "x.yaml", "--additional-config"]
+    flags = [
+        "--model",
+        str(world / "llama"),
+        "--enable-grains",
+        "--grains-config",
+        "x.yaml",
+        "--additional-config",
+    ]
     args = parser.parse_args([*flags, '{"grains": {}}'])
     with pytest.raises(GrainsConfigError, match="are two catalogues"):
         EngineArgs.from_cli_args(args)
@@ -131,12 +138,12 @@ def test_refuses_everything_on_an_unsupported_vllm(world, monkeypatch):
         (["--grains-config", "x.yaml"], "without --enable-grains"),
     ],
 )
-def test_flags_come_as_a_pair(vllm_config, argv, message):
+def test_flags_come_as_a_pair(vllm_config, world, argv, message):
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    args = parser.parse_args(["--model", "m", *argv])
+    args = parser.parse_args(["--model", str(world / "llama"), *argv])
     assert isinstance(args, argparse.Namespace)
     with pytest.raises(GrainsConfigError, match=message):
         EngineArgs.from_cli_args(args)
