@@ -10,33 +10,28 @@ thing: `grains extract`, `vllm serve --enable-grains` and the official OpenAI cl
 import argparse
 import json
 import math
-import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.server import ROOT, ServerError, environment, free_port, running, tool
 from benchmarks.sycophancy.world import Question, sample_pairs, write_pairs
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "benchmarks" / "sycophancy" / "model"
 # Chosen on the validation split by `python -m benchmarks.sycophancy.choose` (see there).
 LAYERS, STRENGTH = "3", 0.25
 STRENGTHS = (-0.25, 0.1, 0.4)
-START_LIMIT_S = 300
 console = Console()
 
 
@@ -130,31 +125,20 @@ def serve(out: Path) -> Iterator[openai.OpenAI]:
         "    path: truthful.safetensors\n"
         "    description: keeps to the record instead of echoing the user\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, log = free_port(), out / "server.log"
     command = [
         *("vllm", "serve", _shown(MODEL), "--served-model-name", "tiny", "--port", str(port)),
         *("--enable-grains", "--grains-config", _shown(out / "steering.yaml")),
         *("--host", "127.0.0.1", "--max-model-len", "256", "--enforce-eager"),
     ]
-    log = out / "server.log"
     _announce(command)
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [_tool(command[0]), *command[1:]],
-            cwd=ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**_environment(), "VLLM_CPU_KVCACHE_SPACE": "1"},
-        )
-    try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, log)
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
-    finally:
-        server.terminate()
-        server.wait(60)
-        console.print("server stopped")
+    started = time.monotonic()
+    with ExitStack() as stack:
+        with console.status("waiting for the server (about a minute on two cores)"):
+            url = stack.enter_context(running(command, port, log))
+        console.print(f"server ready after {time.monotonic() - started:.0f} s")
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    console.print("server stopped")
 
 
 def ask(client: openai.OpenAI, setting: Setting, question: Question) -> dict[str, Any]:
@@ -222,37 +206,13 @@ def mean_preferred(answers: list[dict[str, Any]]) -> float:
 
 def run(command: list[str]) -> None:
     _announce(command)
-    done = subprocess.run([_tool(command[0]), *command[1:]], cwd=ROOT, env=_environment())
+    done = subprocess.run([tool(command[0]), *command[1:]], cwd=ROOT, env=environment())
     if done.returncode:
         sys.exit(f"{command[0]} {command[1]} failed with exit code {done.returncode}")
 
 
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    started = time.monotonic()
-    with console.status("waiting for the server (about a minute on two cores)"):
-        while time.monotonic() - started < START_LIMIT_S:
-            if server.poll() is not None:
-                sys.exit(f"vllm serve ended early:\n{log.read_text()[-3000:]}")
-            try:
-                if httpx.get(url, timeout=5).status_code == 200:
-                    console.print(f"server ready after {time.monotonic() - started:.0f} s")
-                    return
-            except httpx.TransportError:
-                time.sleep(1)
-    sys.exit(f"vllm serve did not answer within {START_LIMIT_S} s:\n{log.read_text()[-3000:]}")
-
-
 def _announce(command: list[str]) -> None:
     console.print(f"[bold]$ {escape(' '.join(command))}[/]", soft_wrap=True)
-
-
-def _tool(name: str) -> str:
-    # The commands of this environment, also when it is not activated.
-    return shutil.which(name, path=str(Path(sys.executable).parent)) or name
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def _shown(path: Path) -> str:
@@ -260,4 +220,7 @@ def _shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ServerError as error:
+        sys.exit(str(error))

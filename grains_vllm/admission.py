@@ -89,7 +89,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "--model-impl transformers",
-        lambda c: _transformers_backend(c.model_config),
+        lambda c: bool(c.model_config.using_transformers_backend()),
         "its layers keep a batch axis that routing does not know",
     ),
     ("--speculative-config", lambda c: c.speculative_config is not None, _UNPROVEN),
@@ -145,10 +145,6 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "it does not pass through the Python front end that checks requests",
     ),
 )
-
-
-def _transformers_backend(model_config: Any) -> bool:
-    return bool(model_config.using_transformers_backend())
 
 
 def _env(name: str) -> bool:

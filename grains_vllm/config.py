@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ class VectorEntry:
     positions: str = "all"
     scale: str = "relative"
     origin: str = ""
-    description: str = field(default="", compare=False)
 
     @property
     def slot_key(self) -> str:
@@ -90,19 +89,9 @@ class Catalogue:
         return sorted({layer for entry in self.vectors.values() for layer in entry.layers})
 
     def to_json(self) -> dict[str, Any]:
-        """The canonical form for `additional_config`: JSON-able, the same for every order.
-
-        Descriptions stay out of it, since it is part of the compile-cache key.
-        """
+        """The canonical form for `additional_config`: JSON-able, the same for every order."""
         return {
-            "resolved": [
-                {
-                    key: value
-                    for key, value in asdict(self.vectors[name]).items()
-                    if key != "description"
-                }
-                for name in sorted(self.vectors)
-            ],
+            "resolved": [asdict(self.vectors[name]) for name in sorted(self.vectors)],
             "model": asdict(self.model),
             "layer_output": self.layer_output,
             "default": self.default
@@ -185,9 +174,7 @@ def _catalogue(data: Mapping[str, Any], where: str, folder: Path) -> Catalogue:
     if output is not None and output not in OUTPUTS:
         raise GrainsConfigError(f"{where}: layer_output is {output!r}, allowed: {_listed(OUTPUTS)}")
     catalogue = Catalogue(vectors, next(iter(models.values())), layer_output=output)
-    return Catalogue(
-        vectors, catalogue.model, _default(data.get("default"), catalogue, where), output
-    )
+    return replace(catalogue, default=_default(data.get("default"), catalogue, where))
 
 
 def _entry(
@@ -209,6 +196,7 @@ def _entry(
         vector = SteeringVector.load(folder / path)
     except ArtifactError as error:
         raise GrainsConfigError(f"{where}.path: {error}") from error
+    # For the file's readers; no part of the entry, and so not of the compile-cache key.
     description = settings.get("description", "")
     if not isinstance(description, str):
         raise GrainsConfigError(f"{where}.description: {description!r} is not text")
@@ -229,7 +217,6 @@ def _entry(
         positions=one_of(settings.get("positions", "all"), POSITIONS, f"{where}.positions"),
         scale=scale,
         origin=str(vector.passport.get("model_id", "")),
-        description=description,
     )
     return entry, vector.model
 

@@ -45,9 +45,7 @@ class TouchPoint:
             symbol: Any = import_module(self.module)
             for part in self.name.split("."):
                 symbol = getattr(symbol, part)
-        except (
-            Exception
-        ) as error:  # An import may fail in any way; here it only means "not usable".
+        except Exception as error:  # An import may fail in any way: the symbol is not usable.
             return f"{self}: {type(error).__name__}: {error}"
         if not self.parameters:
             return None

@@ -1,7 +1,6 @@
 """Servers that the tests of this folder share."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             ModelFingerprint.of(config),
         ).save(folder / f"{name}.safetensors")
         lines.append(f"  {name}: {{path: {name}.safetensors, strength: 0.5}}")
-    catalogue = Path(folder / "steering.yaml")
+    catalogue = folder / "steering.yaml"
     catalogue.write_text("\n".join(lines) + "\n")
     with serve(MODEL, catalogue, "--enable-prompt-tokens-details") as running:
         yield running
