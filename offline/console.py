@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -24,6 +25,9 @@ from offline.errors import InputError
 
 # No markup: messages quote names that may hold brackets.
 stderr = Console(stderr=True, highlight=False, markup=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Force = Annotated[bool, typer.Option(help="Overwrite an existing --out.")]
 
 
 @contextmanager
