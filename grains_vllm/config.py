@@ -13,10 +13,9 @@ import yaml
 
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.shift import FORMULA_VERSION
-from grains_vllm.vectors import ArtifactError, ModelFingerprint, SteeringVector
+from grains_vllm.vectors import POSITIONS, ArtifactError, ModelFingerprint, SteeringVector
 
 KEY = "grains"  # in VllmConfig.additional_config
-POSITIONS = ("all", "prompt", "generation")
 SCALES = ("relative", "absolute")
 OUTPUTS = ("sum", "single", "first")
 # Far beyond any useful strength, and small enough that float32 norms cannot overflow.
@@ -55,15 +54,22 @@ class VectorEntry:
 
 @dataclass(frozen=True)
 class Steering:
-    """What one request gets: a vector, a strength and positions."""
+    """What one request gets: a vector, a strength and positions.
+
+    Attributes:
+        prompt_tokens: how many tokens at the request's start count as prompt for `positions`; None
+            for the request's own prompt. Who scores a given answer sends it as part of the prompt,
+            and says with this where it begins.
+    """
 
     entry: VectorEntry
     strength: float
     positions: str
+    prompt_tokens: int | None = None
 
     @property
     def digest(self) -> str:
-        """Equal only for requests whose KV cache is interchangeable."""
+        """Equal only for requests whose KV cache is interchangeable, up to where prompts end."""
         return _sha256([self.entry.slot_key, float(np.float32(self.strength)), self.positions])
 
 
@@ -214,7 +220,11 @@ def _entry(
         digest=vector.digest,
         strength=_entry_strength(settings.get("strength"), vector, f"{where}.strength"),
         layers=layers,
-        positions=one_of(settings.get("positions", "all"), POSITIONS, f"{where}.positions"),
+        positions=one_of(
+            settings.get("positions", vector.recommended_positions),
+            POSITIONS,
+            f"{where}.positions",
+        ),
         scale=scale,
         origin=str(vector.passport.get("model_id", "")),
     )

@@ -51,6 +51,7 @@ def _write(request: Any, steering: Steering | None) -> None:
         return
     if getattr(request, "resumable", False):
         raise SelectionError("steering: not supported for requests with streamed input")
+    border = _border(request, steering)
     params = request.sampling_params
     # A new dict: the parameters may be a shallow copy of an object that the caller keeps.
     params.extra_args = {
@@ -59,24 +60,30 @@ def _write(request: Any, steering: Steering | None) -> None:
             "slot": steering.entry.slot_key,
             "strength": steering.strength,
             "positions": steering.positions,
+            "prompt_tokens": border,
         },
     }
-    request.cache_salt = f"{SALT_PREFIX}{steering.digest}:{_border(request, steering)}:{salt}"
+    key = "" if steering.positions == "all" else border
+    request.cache_salt = f"{SALT_PREFIX}{steering.digest}:{key}:{salt}"
 
 
-def _border(request: Any, steering: Steering) -> str:
-    """What the KV depends on besides the steering: where the prompt ends, unless all is steered.
+def _border(request: Any, steering: Steering) -> int:
+    """How many tokens count as prompt; the KV depends on it unless all tokens are steered alike.
 
     The next turn of a chat has this turn's answer in its prompt; blocks that were computed as
     generated tokens must not serve as prompt tokens then, nor the other way round.
     """
-    if steering.positions == "all":
-        return ""
     from vllm.utils import length_from_prompt_token_ids_or_embeds
 
-    return str(
-        length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds)
+    length: int = length_from_prompt_token_ids_or_embeds(
+        request.prompt_token_ids, request.prompt_embeds
     )
+    if steering.prompt_tokens is not None and steering.prompt_tokens > length:
+        raise SelectionError(
+            f"steering_prompt_tokens: {short(steering.prompt_tokens)}, but the prompt has "
+            f"{length} tokens"
+        )
+    return length if steering.prompt_tokens is None else steering.prompt_tokens
 
 
 def _check_salt(salt: str) -> None:

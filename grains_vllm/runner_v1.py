@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from vllm.utils import length_from_prompt_token_ids_or_embeds
 
 from grains_vllm.routing import Route, Routing
 from grains_vllm.selection import RESERVED
@@ -43,9 +42,11 @@ def _route(request: Any, slots: dict[str, int]) -> Route | None:
     steering = ((params and params.extra_args) or {}).get(RESERVED)
     if steering is None:
         return None
-    prompt_len = length_from_prompt_token_ids_or_embeds(
-        request.prompt_token_ids, request.prompt_embeds
-    )
     # A slot that is missing here would be a defect of ours, never a client's doing: the front end
     # has checked the request against the same catalogue. Better to stop than to answer unsteered.
-    return Route(slots[steering["slot"]], steering["strength"], steering["positions"], prompt_len)
+    return Route(
+        slots[steering["slot"]],
+        steering["strength"],
+        steering["positions"],
+        steering["prompt_tokens"],
+    )

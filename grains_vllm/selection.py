@@ -5,17 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from grains_vllm.config import (
-    POSITIONS,
-    Catalogue,
-    Steering,
-    one_of,
-    short,
-    strength,
-    suggestion,
-)
+from grains_vllm.config import Catalogue, Steering, one_of, short, strength, suggestion
+from grains_vllm.vectors import POSITIONS
 
-FIELDS = ("steering", "steering_strength", "steering_positions")
+FIELDS = ("steering", "steering_strength", "steering_positions", "steering_prompt_tokens")
 _FIELDS = ", ".join(FIELDS)
 OFF = "none"
 # Written by the front end for the workers; a client that sends it could pose as one.
@@ -64,7 +57,10 @@ def select(extra_args: Mapping[str, Any] | None, catalogue: Catalogue) -> Steeri
         positions = one_of(
             fields["steering_positions"], POSITIONS, "steering_positions", SelectionError
         )
-    return _effective(Steering(steering.entry, value, positions))
+    border = None
+    if "steering_prompt_tokens" in fields:
+        border = _prompt_tokens(fields["steering_prompt_tokens"], positions)
+    return _effective(Steering(steering.entry, value, positions, border))
 
 
 def parse_steering(value: Any, catalogue: Catalogue) -> Steering:
@@ -89,6 +85,19 @@ def parse_steering(value: Any, catalogue: Catalogue) -> Steering:
             f"steering: {short(number)} in {short(value)} is not a number"
         ) from None
     return Steering(entry, strength(parsed, "steering", SelectionError), entry.positions)
+
+
+def _prompt_tokens(value: Any, positions: str) -> int:
+    if type(value) is not int or value < 1:
+        raise SelectionError(
+            f"steering_prompt_tokens: {short(value)} is not a whole number of 1 or more"
+        )
+    if positions == "all":
+        raise SelectionError(
+            "steering_prompt_tokens: of no use with steering_positions 'all', which steers "
+            "prompt and answer alike"
+        )
+    return value
 
 
 def _check_keys(asked: Mapping[str, Any]) -> None:

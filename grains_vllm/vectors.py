@@ -25,6 +25,7 @@ import torch
 
 FORMAT_VERSION = 1
 LAYER_CONVENTION = "residual stream after block l, 0-based"
+POSITIONS = ("all", "prompt", "generation")  # which of a request's tokens are shifted
 _TENSORS = ("directions", "reference_norms")
 _UNIT_TOLERANCE = 1e-3
 # Far beyond any activation; keeps squares of the shifted stream within float32.
@@ -99,6 +100,11 @@ class SteeringVector:
         """The passport's `recommended.strength`, a fraction of the usual ||h||, if it has one."""
         value = self.passport.get("recommended", {}).get("strength")
         return None if value is None else float(value)
+
+    @property
+    def recommended_positions(self) -> str:
+        """The passport's `recommended.positions`, else "all"."""
+        return str(self.passport.get("recommended", {}).get("positions") or "all")
 
     @property
     def digest(self) -> str:
@@ -274,6 +280,11 @@ def _check_recommendation(vector: SteeringVector, source: str) -> None:
     if not isinstance(recommended, dict):
         raise ArtifactError(f"{source}: recommended is {recommended!r}, expected an object")
     layers, strength = recommended.get("layers"), recommended.get("strength")
+    positions = recommended.get("positions")
+    if positions is not None and positions not in POSITIONS:
+        raise ArtifactError(
+            f"{source}: recommended.positions is {positions!r}, expected one of {list(POSITIONS)}"
+        )
     if layers is not None and not (
         isinstance(layers, list) and layers and all(type(n) is int for n in layers)
     ):

@@ -29,6 +29,7 @@ EIGHT = [
     {"steering": "a", "steering_strength": 0.25, "steering_positions": "generation"},
     {"steering": "d", "steering_strength": 9, "steering_positions": "all"},
 ]
+GIVEN = [("prompt", 40), ("generation", 40), ("prompt", 1), ("generation", 59), ("prompt", 60)]
 _LONG = {"prompt": prompt(1, 130), "max_tokens": 6}
 REFUSED = {
     "unknown name": {"steering": "z"},
@@ -39,6 +40,11 @@ REFUSED = {
     "misspelt key": {"steering": "a", "steering_strenght": 2},
     "several vectors": {"steering": "a,b"},
     "unknown positions": {"steering": "a", "steering_positions": "start"},
+    "more prompt than there is": {
+        "steering": "a",
+        "steering_positions": "prompt",
+        "steering_prompt_tokens": 131,
+    },
     "strength without a vector": {"steering_strength": 0.5},
     "off with a strength": {"steering": "none", "steering_strength": 0.5},
 }
@@ -57,6 +63,19 @@ JOBS: dict[str, Any] = {
     **{
         f"solo {seed}": {"requests": [request(seed, 20 + 11 * seed, **args)]}
         for seed, args in enumerate(EIGHT)
+    },
+    # A given answer, sent as part of the prompt: scored as if it had been generated.
+    "given answers": {
+        "requests": [
+            request(
+                seed,
+                60,
+                steering="a=2",
+                steering_positions=positions,
+                steering_prompt_tokens=border,
+            )
+            for seed, (positions, border) in enumerate(GIVEN)
+        ]
     },
     # Prefix caching: one prompt of four full blocks and two tokens, repeated under other steerings.
     "cache plain": {"requests": [_LONG]},

@@ -40,6 +40,7 @@ def _hooks(
     layers, gain, strength, positions = _ENTRIES[vector]
     strength = float(inline or extra_args.get("steering_strength", strength))
     positions = extra_args.get("steering_positions", positions)
+    prompt_len = extra_args.get("steering_prompt_tokens", prompt_len)
     steered = {
         "all": torch.ones(length, dtype=torch.bool),
         "prompt": torch.arange(length) < prompt_len,

@@ -27,6 +27,12 @@ def test_float32_equals_transformers_closely(engine, name):
     assert max(worst.values()) < 1e-4
 
 
+def test_a_given_answer_is_scored_as_if_it_had_been_generated(engine):
+    worst = max(errors(engine("llama", "eager"), "llama", "given answers"))
+    print(f"float32 max error, given answers: {worst}")
+    assert worst < 1e-4
+
+
 def test_compiled_float32_equals_transformers_closely(engine):
     worst = max(errors(engine("llama", "3"), "llama", "eight"))
     print(f"float32 max error, llama in mode 3: {worst}")

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.engine
         ("misspelt key", "steering_strenght: unknown key (did you mean 'steering_strength'?)"),
         ("several vectors", "steering: 'a,b' names several vectors"),
         ("unknown positions", "'start' is not one of all, prompt, generation"),
+        ("more prompt than there is", "steering_prompt_tokens: 131, but the prompt has 130 tokens"),
         ("strength without a vector", "steering_strength was given without steering"),
         ("off with a strength", "steering is 'none', which leaves no use for steering_strength"),
     ],

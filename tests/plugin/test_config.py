@@ -30,10 +30,11 @@ def test_paths_are_relative_to_the_yaml_not_to_the_working_directory(
 
 def test_defaults_come_from_the_artifacts_recommendation(catalogue, folder):
     vector = random_vector("llama", 0)
-    recommended = {"recommended": {"layers": [3, 1], "strength": 0.7}}
-    dataclasses.replace(vector, passport=recommended).save(folder / "one.safetensors")
+    recommended = {"layers": [3, 1], "strength": 0.7, "positions": "prompt"}
+    passport = {"recommended": recommended}
+    dataclasses.replace(vector, passport=passport).save(folder / "one.safetensors")
     entry = catalogue({"v": {"path": "one.safetensors"}}).vectors["v"]
-    assert (entry.layers, entry.strength) == ((1, 3), 0.7)
+    assert (entry.layers, entry.strength, entry.positions) == ((1, 3), 0.7, "prompt")
 
 
 def test_canonical_form_survives_json_and_ignores_order(catalogue):

@@ -48,7 +48,9 @@ def step(runner, new=(), finished=(), batch=()):
 
 
 def request(req_id, prompt_len, positions="all", steered=True):
-    steering = {"slot": "key", "strength": 0.5, "positions": positions}
+    steering = {
+        "slot": "key", "strength": 0.5, "positions": positions, "prompt_tokens": prompt_len
+    }  # fmt: skip
     return NewRequestData(
         req_id=req_id,
         prompt_token_ids=[5] * prompt_len,

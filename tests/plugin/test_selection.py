@@ -10,6 +10,14 @@ def chosen(extra_args, catalogue):
     return steering and (steering.entry.name, steering.strength, steering.positions)
 
 
+def test_prompt_tokens(catalogue):
+    asked = {"steering": "truthful", "steering_positions": "generation"}
+    assert select(asked, catalogue()).prompt_tokens is None
+    assert select({**asked, "steering_prompt_tokens": 7}, catalogue()).prompt_tokens == 7
+    default = catalogue(default="polite")  # whose positions are "prompt"
+    assert select({"steering_prompt_tokens": 7}, default).prompt_tokens == 7
+
+
 @pytest.mark.parametrize(
     ("extra_args", "expected"),
     [
@@ -61,6 +69,14 @@ def test_with_a_default(catalogue, extra_args, expected):
         ({"steering": "truthful", "steering_strength": "1"}, "steering_strength: '1' is not"),
         ({"steering": "truthful", "steering_strength": [1]}, "steering_strength: [1] is not"),
         ({"steering": "truthful", "steering_strength": None}, "steering_strength: None is not"),
+        (
+            {"steering": "truthful", "steering_prompt_tokens": 3},
+            "steering_prompt_tokens: of no use",
+        ),
+        ({"steering": "polite", "steering_prompt_tokens": 0}, "0 is not a whole number of 1"),
+        ({"steering": "polite", "steering_prompt_tokens": True}, "True is not a whole number"),
+        ({"steering": "polite", "steering_prompt_tokens": "3"}, "'3' is not a whole number"),
+        ({"steering_prompt_tokens": 3}, "given without steering"),
         ({"steerin": "truthful"}, "steerin: unknown key (did you mean 'steering'?)"),
         ({"steering_layers": [1]}, "steering_layers: unknown key"),
         ({"grains": {}}, "reserved"),

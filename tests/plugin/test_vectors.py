@@ -95,6 +95,7 @@ def test_digest_is_stable_across_releases():
         ({"passport": {"recommended": {"layers": [7]}}}, r"recommended.layers is \[7\]"),
         ({"passport": {"recommended": {"layers": "all"}}}, "recommended.layers is 'all'"),
         ({"passport": {"recommended": {"strength": "strong"}}}, "recommended.strength is 'strong'"),
+        ({"passport": {"recommended": {"positions": "end"}}}, "recommended.positions is 'end'"),
         ({"passport": {"recommended": 3}}, "recommended is 3"),
     ],
 )  # fmt: skip
