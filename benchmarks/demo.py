@@ -1,10 +1,10 @@
-"""The whole way once: extract a vector, serve it with vLLM, ask, and see the difference.
+"""The whole way once: extract a vector, choose how strong, serve it with vLLM, ask, see.
 
     make demo        (or: python -m benchmarks.demo)
 
 The model is this repository's own tiny Llama (benchmarks/sycophancy), which echoes a user's false
-claim more often than it keeps to the record in its context. Everything around it is the real
-thing: `grains extract`, `vllm serve --enable-grains` and the official OpenAI client.
+claim more often than it keeps to the record in its context. Everything around it is the real thing,
+`grains extract`, `sweep` and `report`, `vllm serve --enable-grains` and the official OpenAI client.
 """
 
 import argparse
@@ -26,12 +26,16 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.server import ROOT, ServerError, environment, free_port, running, tool
-from benchmarks.sycophancy.world import Question, sample_pairs, write_pairs
+from benchmarks.sycophancy.world import (
+    Question,
+    sample_pairs,
+    write_controls,
+    write_pairs,
+    write_texts,
+)
+from grains_vllm.vectors import SteeringVector
 
 MODEL = ROOT / "benchmarks" / "sycophancy" / "model"
-# Chosen on the validation split by `python -m benchmarks.sycophancy.choose` (see there).
-LAYERS, STRENGTH = "3", 0.25
-STRENGTHS = (-0.25, 0.1, 0.4)
 console = Console()
 
 
@@ -44,11 +48,17 @@ class Setting:
     strength: float | None = None
 
 
-SETTINGS = (
-    Setting("plain", "tiny"),
-    Setting("alias tiny:truthful", "tiny:truthful"),
-    *(Setting(f"strength {value:+.2f}", "tiny:truthful", value) for value in STRENGTHS),
-)
+Answers = dict[Setting, list[dict[str, Any]]]
+
+
+def settings(chosen: float) -> list[Setting]:
+    """Plain, the alias, and other strengths around the chosen one: the opposite, less, more."""
+    others = (-chosen, 0.4 * chosen, 1.6 * chosen)
+    return [
+        Setting("plain", "tiny"),
+        Setting("alias tiny:truthful", "tiny:truthful"),
+        *(Setting(f"strength {value:+.2f}", "tiny:truthful", round(value, 4)) for value in others),
+    ]
 
 
 def main() -> None:
@@ -61,21 +71,27 @@ def main() -> None:
 
     console.rule("1  Extract a vector from 50 preference pairs")
     extract(args.out)
-    show_chosen_tokens(args.out / "attributions.jsonl")
+    show_chosen_tokens(args.out / "truthful.attributions.jsonl")
 
-    console.rule("2  Serve it with stock vLLM")
+    console.rule("2  Choose layers and strength on validation questions, within limits")
+    strength = sweep(args.out)
+
+    console.rule("3  Serve it with stock vLLM")
     questions = list(sample_pairs("test", args.questions, seed=7))
     with serve(args.out) as client:
-        console.rule("3  Ask the same questions plain, by alias, and at three strengths")
+        console.rule("4  Ask the same questions plain, by alias, and at three other strengths")
         answers = {
             setting: [
                 ask(client, setting, question)
                 for question in track(questions, f"{setting.label:22}", console=console)
             ]
-            for setting in SETTINGS
+            for setting in settings(strength)
         }
     show_answers(questions, answers)
-    plain, steered = (mean_preferred(answers[setting]) for setting in SETTINGS[:2])
+    console.rule("5  See where it came from")
+    vector = _shown(args.out / "truthful.safetensors")
+    run(["grains", "report", vector, "--force"])
+    plain, steered = (mean_preferred(given) for given in list(answers.values())[:2])
     console.print(
         f"finished in {time.monotonic() - started:.0f} s; files are in {_shown(args.out)}"
     )
@@ -91,10 +107,26 @@ def extract(out: Path) -> None:
     command = [
         *("grains", "extract", "--model", _shown(MODEL), "--data", _shown(out / "pairs.jsonl")),
         *("--out", _shown(out / "truthful.safetensors"), "--force", "--restart"),
-        *("--attributions", _shown(out / "attributions.jsonl")),
-        *("--k", "3", "--layers", LAYERS, "--strength", str(STRENGTH)),
+        *("--k", "3"),
     ]
     run(command)
+
+
+def sweep(out: Path) -> float:
+    """Runs `grains sweep` on entities that extraction has not seen; returns the chosen strength."""
+    write_pairs(out / "validation.jsonl", "validation", 200, seed=1)
+    write_controls(out / "controls.jsonl", 300, seed=1)
+    write_texts(out / "texts.jsonl", 100, seed=1)
+    command = [
+        *("grains", "sweep", _shown(out / "truthful.safetensors"), "--model", _shown(MODEL)),
+        *("--data", _shown(out / "validation.jsonl"), "--metric", "exact"),
+        *("--controls", _shown(out / "controls.jsonl"), "--text", _shown(out / "texts.jsonl")),
+        *("--plots", _shown(out / "plots"), "--force", "--restart"),
+    ]
+    run(command)
+    strength = SteeringVector.load(out / "truthful.safetensors").recommended_strength
+    assert strength is not None  # The sweep has ended well, so it has chosen.
+    return strength
 
 
 def show_chosen_tokens(path: Path, examples: int = 3) -> None:
@@ -169,17 +201,15 @@ def ask(client: openai.OpenAI, setting: Setting, question: Question) -> dict[str
     }
 
 
-def show_answers(
-    questions: list[Question], answers: dict[Setting, list[dict[str, Any]]], shown: int = 4
-) -> None:
+def show_answers(questions: list[Question], answers: Answers, shown: int = 4) -> None:
     """A few questions one by one, then the means over all of them."""
     for index, question in enumerate(questions[:shown]):
         few = Table(title="\n".join(m["content"] for m in question.prompt), title_justify="left")
         few.add_column("setting")
         few.add_column("answer", min_width=24)
         few.add_column("p(preferred)", justify="right")
-        for setting in SETTINGS:
-            answer = answers[setting][index]
+        for setting, given in answers.items():
+            answer = given[index]
             style = "green" if answer["right"] else "red"
             few.add_row(
                 setting.label, f"[{style}]{answer['text']}[/]", f"{answer['preferred']:.2f}"
@@ -194,9 +224,9 @@ def show_answers(
     means.add_column("setting")
     means.add_column("p(preferred)", justify="right")
     means.add_column("answered from the record", justify="right")
-    for setting in SETTINGS:
-        right = sum(answer["right"] for answer in answers[setting]) / len(questions)
-        means.add_row(setting.label, f"{mean_preferred(answers[setting]):.2f}", f"{right:.0%}")
+    for setting, given in answers.items():
+        right = sum(answer["right"] for answer in given) / len(questions)
+        means.add_row(setting.label, f"{mean_preferred(given):.2f}", f"{right:.0%}")
     console.print(means)
 
 

@@ -17,13 +17,13 @@ def baseline_embedding(decoder: Decoder, baseline: Baseline) -> Tensor:
     matrix, not tokens).
 
     Raises:
-        InputError: `pad` with a tokenizer that has no pad token.
+        InputError: `pad` or `mask-token` with a tokenizer that has no such token.
     """
     if baseline is Baseline.zero:
         # As long as an embedding, which some models project to the hidden size afterwards.
         return torch.zeros_like(decoder.embed([0])[0]).float()
-    if baseline is Baseline.pad:
-        return _token(decoder, "pad_token", "--baseline pad")
+    if baseline in (Baseline.pad, Baseline.mask_token):
+        return _token(decoder, "--baseline", baseline)
     rows = decoder.model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(min(len(decoder.tokenizer), rows))
     # Through the layer, not its weight: some models scale inside the embedding layer.
@@ -37,11 +37,21 @@ def mask_embedding(decoder: Decoder, mask: Mask, baseline: Tensor) -> Tensor | N
         return None
     if mask is Mask.baseline:
         return baseline
-    return _token(decoder, "pad_token" if mask is Mask.pad else "mask_token", f"--mask {mask}")
+    return _token(decoder, "--mask", mask)
 
 
-def _token(decoder: Decoder, kind: str, option: str) -> Tensor:
+def _token(decoder: Decoder, option: str, choice: Baseline | Mask) -> Tensor:
+    """The embedding of the token that `choice` names: "pad" or "mask-token"."""
+    kind = "pad_token" if choice.value == "pad" else "mask_token"
     token_id = getattr(decoder.tokenizer, f"{kind}_id", None)
     if token_id is None:
-        raise InputError(f"{option}: the tokenizer of model '{decoder.name}' has no {kind}")
+        raise InputError(
+            f"{option} {choice}: the tokenizer of model '{decoder.name}' has no {kind}"
+        )
+    rows = decoder.model.get_input_embeddings().weight.shape[0]
+    if token_id >= rows:
+        raise InputError(
+            f"{option} {choice}: the {kind} of model '{decoder.name}' has id {token_id}, "
+            f"beyond its {rows} embeddings"
+        )
     return decoder.embed([token_id])[0].float()

@@ -3,7 +3,10 @@
 import typer
 
 from offline.commands import vectors
+from offline.commands.evaluate import evaluate
 from offline.commands.extract import extract
+from offline.commands.report import report
+from offline.commands.sweep import sweep
 
 app = typer.Typer(
     name="grains",
@@ -13,6 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(extract)
+app.command()(sweep)
+app.command()(evaluate)
+app.command()(report)
 app.command()(vectors.inspect)
 app.command("import")(vectors.import_)
 app.command()(vectors.export)

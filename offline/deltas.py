@@ -21,7 +21,7 @@ class Deltas:
     Attributes:
         positive, negative: D+ and D-, each [layers, hidden] float32.
         norms: ||h_l|| of the unmasked input where it was read, [reads, layers] float32; one read
-            at the prompt's end, two (after y+ and after y-) at the responses' ends.
+            at the prompt's end, two (in x + y+ and in x + y-) at the responses.
     """
 
     positive: Tensor
@@ -49,44 +49,60 @@ def deltas(
     Args:
         positive, negative: T+ and T-, positions in the prompt; an empty set gives a zero delta.
         replacement: embedding [hidden] for masked positions; None hides them from attention.
-        read: the prompt's last position, or the end of x + y+ (for D+) and x + y- (for D-).
+        read: the prompt's last position, or a place in x + y+ (for D+) and x + y- (for D-).
 
     Raises:
         InputError: a block output is NaN or infinite.
     """
     prompt = decoder.embed(pair.prompt_ids)
-    after: tuple[Sequence[int], Sequence[int]] = ((), ())
-    if read is Read.response_end:
-        after = (pair.chosen_ids, pair.rejected_ids)
-    rows, hidden_sets = [], []
-    for ids, chosen in zip(after, (positive, negative), strict=True):
-        segments = ((tuple(ids), 1),)
-        rows += [Row(prompt, segments)]
-        rows += [
-            Row(prompt if replacement is None else masked(prompt, chosen, replacement), segments)
-        ]
-        hidden_sets += [(), chosen if replacement is None else ()]
-    streams = _streams(decoder, rows, hidden_sets, pair)
-    whole_plus, without_plus, whole_minus, without_minus = streams.unbind(0)
-    norms = torch.stack([whole_plus, whole_minus]).norm(dim=-1)
-    if read is Read.prompt_end:
-        norms = norms[:1]
-    return Deltas(whole_plus - without_plus, whole_minus - without_minus, norms)
+    whole = [Row(prompt, ((ids, 1),)) for ids in _after(pair, read)]
+    without = []
+    for row, chosen in zip((whole[0], whole[-1]), (positive, negative), strict=True):
+        embeds = prompt if replacement is None else masked(prompt, chosen, replacement)
+        without.append(Row(embeds, row.segments))
+    hidden: list[Sequence[int]] = [()] * len(whole)
+    hidden += [positive, negative] if replacement is None else [(), ()]
+    read_off = streams(decoder, [*whole, *without], hidden, pair)
+    plain, plus, minus = read_off[: len(whole)], read_off[-2], read_off[-1]
+    return Deltas(plain[0] - plus, plain[-1] - minus, plain.norm(dim=-1))
 
 
-def _streams(
-    decoder: Decoder, rows: list[Row], hidden_sets: list[Sequence[int]], pair: TokenPair
+def read_streams(decoder: Decoder, pair: TokenPair, read: Read) -> Tensor:
+    """h_l where `read` says: [reads, layers, hidden] float32, x + y+ before x + y-.
+
+    Raises:
+        InputError: a block output is NaN or infinite.
+    """
+    prompt = decoder.embed(pair.prompt_ids)
+    rows = [Row(prompt, ((ids, 1),)) for ids in _after(pair, read)]
+    return streams(decoder, rows, [()] * len(rows), pair)
+
+
+def streams(
+    decoder: Decoder, rows: Sequence[Row], hidden: Sequence[Sequence[int]], pair: TokenPair
 ) -> Tensor:
-    """h_l at each row's end: [rows, layers, hidden] float32."""
+    """h_l at each row's end: [rows, layers, hidden] float32.
+
+    Args:
+        hidden: per row, positions that attention must not see.
+    """
     inputs = batch_inputs(decoder, rows)
-    for mask, positions in zip(inputs["attention_mask"], hidden_sets, strict=True):
+    for mask, positions in zip(inputs["attention_mask"], hidden, strict=True):
         mask[list(positions)] = 0
     ends = torch.tensor([len(row.prompt) + len(row.segments[0][0]) - 1 for row in rows])
     with torch.no_grad(), record_blocks(decoder.blocks, ends) as outputs:
         decoder.model(**inputs, use_cache=False)
-    streams = torch.stack(outputs, dim=1)
-    if not torch.isfinite(streams).all():
+    result = torch.stack(outputs, dim=1)
+    if not torch.isfinite(result).all():
         raise InputError(
             f"{pair.pair.where}: a block output holds a NaN or infinity with model '{decoder.name}'"
         )
-    return streams
+    return result
+
+
+def _after(pair: TokenPair, read: Read) -> list[tuple[int, ...]]:
+    """What stands behind the prompt where it is read; one entry where both responses agree."""
+    if read is Read.prompt_end:
+        return [()]
+    count = 1 if read is Read.response_start else None
+    return [tuple(pair.chosen_ids[:count]), tuple(pair.rejected_ids[:count])]

@@ -1,6 +1,8 @@
 """From preference pairs to an artifact: the path of every pair, top to bottom."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +10,25 @@ import torch
 from torch import Tensor
 
 from grains_vllm.vectors import SteeringVector
-from offline.attribution import Attribution, Attributor
-from offline.baselines import baseline_embedding, mask_embedding
-from offline.deltas import deltas
-from offline.directions import directions
+from offline.contrastive import contrastive_directions, random_directions
 from offline.errors import InputError
+from offline.groups import Record, group_maker
+from offline.kept_deltas import KeptDeltas
 from offline.model import Decoder, check_leaf
-from offline.options import Baseline, ExtractOptions, Mode
+from offline.options import ExtractOptions, Method
 from offline.pairs import PairSet
 from offline.partial import PartialRun, discard
-from offline.passport import Record, manifest, write_passport
+from offline.passport import manifest, write_passport
 from offline.prompts import TokenPair, tokenise
-from offline.selection import select
 
-GROUP = 8  # examples that are attributed together and kept together
+GROUP = 8  # examples that are computed together and kept together
 
 
 def extract(
     decoder: Decoder,
     data: PairSet,
     options: ExtractOptions,
-    out: Path,
+    out: Path | None = None,
     *,
     batch_rows: int = 8,
     restart: bool = False,
@@ -36,20 +36,24 @@ def extract(
     strict_k: bool = False,
     on_examples: Callable[[int], None] = lambda count: None,
     on_note: Callable[[str], None] = lambda note: None,
+    on_deltas: Callable[[KeptDeltas], None] = lambda kept: None,
 ) -> tuple[SteeringVector, list[Record]]:
-    """Computes the steering vector of `data`; the caller saves it.
+    """Computes the steering vector of `data` with the method of `options`; the caller saves it.
 
     Args:
         out: where the artifact will be; finished groups are kept in the folder `<out>.partial`.
+            None keeps nothing on disk.
         batch_rows: rows per forward; changes nothing but speed and memory.
         restart: discard what an interrupted run left.
         recommended: the passport's `recommended`, if somebody knows one.
         strict_k: refuse prompts with fewer tokens than k; otherwise they just give fewer.
         on_examples: told how many more examples are finished.
         on_note: told in one line what a person should know about the run.
+        on_deltas: given the deltas behind the vector; method grains only.
 
     Returns:
-        The vector, and per example a record of its tokens, scores and selected positions.
+        The vector, and per example a record; with method grains it holds tokens, scores, selected
+        positions and the vector's digest.
 
     Raises:
         InputError: see the message; on disk is only what an earlier run left.
@@ -63,35 +67,41 @@ def extract(
     if repeated:
         on_note(f"{repeated} examples have an id that another one has too")
     check_leaf(decoder, pairs[0].prompt_ids)
-    baseline = baseline_embedding(decoder, options.baseline)
-    if options.baseline is Baseline.pad and not baseline.any():
-        on_note("the pad token's embedding is zero, so --baseline pad is --baseline zero here")
-    replacement = mask_embedding(decoder, options.mask, baseline)
-    attributor = Attributor(decoder, options, baseline, batch_rows)
+    compute = group_maker(decoder, options, batch_rows, on_note)
+    kept_groups = (
+        nullcontext(None)
+        if out is None
+        else PartialRun(out, manifest(decoder, data, options), restart)
+    )
     try:
-        with PartialRun(out, manifest(decoder, data, options), restart) as partial:
+        with kept_groups as partial:
             tensors, records = [], []
             for number, start in enumerate(range(0, len(pairs), GROUP)):
                 members = pairs[start : start + GROUP]
-                group = partial.load(number)
+                group = partial.load(number) if partial else None
                 if group is None:
-                    scored = attributor.attribute(members)
-                    group = _group(decoder, members, scored, replacement, options)
-                    partial.save(number, *group)
+                    group = compute(members)
+                    if partial:
+                        partial.save(number, *group)
                 tensors.append(group[0])
                 records += group[1]
                 on_examples(len(members))
             stacked = {name: torch.cat([group[name] for group in tensors]) for name in tensors[0]}
-            vector = _vector(decoder, data, options, stacked, records, recommended)
+            passport = write_passport(decoder, data, options, records)
+            vector = _vector(decoder, options, stacked, records, passport, on_deltas)
     except torch.OutOfMemoryError as error:
         raise InputError(
             "the device has too little memory for one example; use shorter prompts, "
             "--dtype bfloat16 or --device-map auto"
         ) from error
-    two_rows = sum(not record["packed"] for record in records)
+    two_rows = sum(not record.get("packed", True) for record in records)
     if two_rows:
         on_note(f"{two_rows} examples took two rows each: packing does not fit this model")
-    return vector, records
+    if recommended is not None:
+        vector = dataclasses.replace(
+            vector, passport={**vector.passport, "recommended": dict(recommended)}
+        )
+    return vector, [{**record, "vector_digest": vector.digest} for record in records]
 
 
 def finish(vector: SteeringVector, out: Path) -> None:
@@ -100,74 +110,45 @@ def finish(vector: SteeringVector, out: Path) -> None:
     discard(out)
 
 
-def _group(
-    decoder: Decoder,
-    pairs: Sequence[TokenPair],
-    scored: Sequence[Attribution],
-    replacement: Tensor | None,
-    options: ExtractOptions,
-) -> tuple[dict[str, Tensor], list[Record]]:
-    """Selection and deltas of one group; an example without a needed set gives no deltas."""
-    layers, hidden = len(decoder.blocks), decoder.fingerprint.hidden_size
-    positive, negative = [torch.empty(0, layers, hidden)], [torch.empty(0, layers, hidden)]
-    norms, records = [torch.empty(0, layers)], []
-    for pair, attribution in zip(pairs, scored, strict=True):
-        plus, minus = select(attribution.scores, pair.eligible, options.k)
-        used = bool(plus and (minus or options.mode is Mode.positive))
-        if used:
-            delta = deltas(decoder, pair, plus, minus, replacement, options.read)
-            positive.append(delta.positive[None])
-            negative.append(delta.negative[None])
-            norms.append(delta.norms)
-        records.append(_record(pair, attribution, plus, minus, used))
-    tensors = {"positive": positive, "negative": negative, "norms": norms}
-    return {name: torch.cat(parts) for name, parts in tensors.items()}, records
-
-
-def _record(
-    pair: TokenPair, attribution: Attribution, plus: list[int], minus: list[int], used: bool
-) -> Record:
-    return {
-        "id": pair.pair.id,
-        "where": pair.pair.where,
-        "fingerprint": pair.pair.fingerprint,
-        "prompt_fingerprint": pair.pair.prompt_fingerprint,
-        "used": used,
-        "f_input": attribution.f_input,
-        "f_baseline": attribution.f_baseline,
-        "points": attribution.points,
-        "gap": attribution.gap,
-        "packed": attribution.packed,
-        "tokens": pair.tokens,
-        "eligible": pair.eligible,
-        "scores": attribution.scores.tolist(),
-        "positive": plus,
-        "negative": minus,
-    }
-
-
 def _vector(
     decoder: Decoder,
-    data: PairSet,
     options: ExtractOptions,
     tensors: dict[str, Tensor],
     records: Sequence[Record],
-    recommended: Mapping[str, Any] | None,
+    passport: dict[str, Any],
+    on_deltas: Callable[[KeptDeltas], None],
 ) -> SteeringVector:
-    used = sum(record["used"] for record in records)
-    if used < 2:
-        raise InputError(
-            f"{data.name}: {used} of {len(records)} examples have tokens of the needed signs, "
-            "expected 2 or more"
+    if options.method is Method.grains:
+        with_plus = [index for index, record in enumerate(records) if record["positive"]]
+        kept = KeptDeltas(
+            tensors["positive"],
+            tensors["negative"],
+            tensors["norms"],
+            examples=torch.tensor(with_plus, dtype=torch.int64),
+            has_negative=torch.tensor(
+                [bool(records[index]["negative"]) for index in with_plus], dtype=torch.bool
+            ),
+            model=decoder.fingerprint,
+            passport=passport,
         )
-    unit_rows, reference, layers = directions(
-        tensors["positive"], tensors["negative"], tensors["norms"],
-        options.direction, options.mode, options.seed,
-    )  # fmt: skip
-    if not unit_rows.any():
-        raise InputError(f"{data.name}: masking changes no block output, so there is no direction")
-    passport = write_passport(decoder, data, options, records, layers, recommended)
-    return SteeringVector(unit_rows, reference, decoder.fingerprint, passport)
+        vector = kept.vector(options.direction, options.mode)
+        on_deltas(dataclasses.replace(kept, vector_digest=vector.digest))
+        return vector
+    norms = tensors["norms"].flatten(0, 1)
+    if options.method is Method.random:
+        made = random_directions(norms, decoder.fingerprint.hidden_size, options.seed)
+    else:
+        made = contrastive_directions(
+            tensors["positive"], tensors["negative"], norms, options.method, options.seed
+        )
+    rows, reference, layers = made
+    if not rows.any():
+        raise InputError(
+            f"{passport['data']['name']}: chosen and rejected responses have the same block "
+            f"outputs at {options.read_at}, so there is no direction"
+        )
+    passport["layers"] = [dataclasses.asdict(layer) for layer in layers]
+    return SteeringVector(rows, reference, decoder.fingerprint, passport)
 
 
 def _require_fit(pair: TokenPair, decoder: Decoder, k: int) -> None:

@@ -1,8 +1,10 @@
 """The choices of one extraction; METHOD's names, spelled as on the command line."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from enum import Enum
+from typing import Any
 
 from offline.errors import InputError
 
@@ -12,8 +14,19 @@ class _Choice(str, Enum):
         return self.value
 
 
+class Method(_Choice):
+    """How preference pairs become one direction per layer: GrAInS, or what it is compared with."""
+
+    grains = "grains"
+    caa = "caa"
+    pca_diff = "pca-diff"
+    icv = "icv"
+    random = "random"
+
+
 class Objective(_Choice):
-    """How a response's token log-likelihoods become one number."""
+    """How a response's token log-likelihoods become one number: their mean, their sum, or the
+    first one alone."""
 
     mean = "mean"
     sum = "sum"
@@ -35,6 +48,7 @@ class Baseline(_Choice):
     mean = "mean"
     zero = "zero"
     pad = "pad"
+    mask_token = "mask-token"
 
 
 class Mask(_Choice):
@@ -47,9 +61,11 @@ class Mask(_Choice):
 
 
 class Read(_Choice):
-    """The position at which block outputs are compared."""
+    """The position at which block outputs are compared: the prompt's last token, a response's
+    first token, or a response's last token."""
 
     prompt_end = "prompt-end"
+    response_start = "response-start"
     response_end = "response-end"
 
 
@@ -68,21 +84,32 @@ class Mode(_Choice):
     positive = "positive"
 
 
+# What says something to every method; the rest belongs to GrAInS, but for --read.
+_COMMON = {"method", "chat", "limit", "seed"}
+
+
 @dataclass(frozen=True)
 class ExtractOptions:
-    """Everything that decides the numbers of an artifact, apart from model and data."""
+    """Everything that decides the numbers of an artifact, apart from model and data.
 
+    Attributes:
+        ig_points: None stands for adaptive numbers, see quadrature.ladder.
+        read: None stands for where the method reads: the prompt's end for grains and random, the
+            responses' ends for the others.
+    """
+
+    method: Method = Method.grains
     objective: Objective = Objective.mean
     attribution: AttributionMethod = AttributionMethod.integrated_gradients
     baseline: Baseline = Baseline.mean
-    ig_points: int | None = None  # None: adaptive, see quadrature.ladder
+    ig_points: int | None = None
     ig_max_points: int = 257
     ig_tolerance: float = 0.05
     smoothgrad_samples: int = 32
     smoothgrad_noise: float = 0.1
     k: int = 10
     mask: Mask = Mask.baseline
-    read: Read = Read.prompt_end
+    read: Read | None = None
     direction: Direction = Direction.mean
     mode: Mode = Mode.contrast
     chat: bool = False
@@ -109,3 +136,40 @@ class ExtractOptions:
         for name, number in positive.items():
             if not (math.isfinite(number) and number > 0):
                 raise InputError(f"{name} is {number}, expected a number above 0")
+        if self.read is Read.prompt_end and self._compares_responses:
+            raise InputError(
+                f"--read is '{self.read}', where --method {self.method} finds no difference "
+                f"between two responses; expected {Read.response_start} or {Read.response_end}"
+            )
+
+    @property
+    def read_at(self) -> Read:
+        """Where block outputs are read: `read`, or the method's own place."""
+        if self.read is not None:
+            return self.read
+        return Read.response_end if self._compares_responses else Read.prompt_end
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The options that mean something to the method, by name."""
+        facts = asdict(self) | {"read": self.read_at}
+        return {name: value for name, value in facts.items() if self._applies(name)}
+
+    def require_meaning(self, names: Iterable[str]) -> None:
+        """Raises InputError if one of the options `names` says nothing to the method."""
+        strange = [
+            f"--{name.replace('_', '-')}" for name in sorted(names) if not self._applies(name)
+        ]
+        if strange:
+            raise InputError(
+                f"{', '.join(strange)}: has no meaning with --method {self.method}; leave it out"
+            )
+
+    @property
+    def _compares_responses(self) -> bool:
+        return self.method in (Method.caa, Method.pca_diff, Method.icv)
+
+    def _applies(self, name: str) -> bool:
+        if self.method is Method.grains or name in _COMMON:
+            return True
+        return name == "read" and self._compares_responses

@@ -7,9 +7,11 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from grains_vllm.vectors import write_aside
 from offline.errors import InputError
 from offline.sources import TRUTHFULQA, read_rows
 
@@ -40,22 +42,32 @@ class Pair:
     @property
     def prompt_fingerprint(self) -> str:
         """sha256 (first 16 hex digits) of the prompt, to find overlap with other data sets."""
-        return _digest(self.prompt)[:16]
+        return digest(self.prompt)[:16]
 
     @property
     def fingerprint(self) -> str:
         """sha256 (first 16 hex digits) of prompt and both responses."""
-        return _digest([self.prompt, self.chosen, self.rejected])[:16]
+        return digest([self.prompt, self.chosen, self.rejected])[:16]
 
 
 @dataclass(frozen=True)
 class PairSet:
-    """The pairs of one source, in its order, with the facts that identify the source."""
+    """The pairs of one source, in its order, with the facts that identify the source.
+
+    Attributes:
+        drawn: facts about how these pairs were chosen and made from the source, JSON-able.
+    """
 
     name: str
     sha256: str
     total: int
     pairs: list[Pair]
+    drawn: Mapping[str, Any] = field(default_factory=dict)
+
+    def swapped(self) -> "PairSet":
+        """The same pairs with chosen and rejected exchanged: what steers the other way."""
+        pairs = [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in self.pairs]
+        return replace(self, pairs=pairs, drawn={**self.drawn, "swapped": True})
 
 
 def load_pairs(
@@ -83,11 +95,20 @@ def load_pairs(
         raise InputError(f"{name}: holds no preference pairs")
     total = len(pairs)
     if sha256 is None:
-        sha256 = _digest([pair.fingerprint for pair in pairs])
+        sha256 = digest([pair.fingerprint for pair in pairs])
     if limit is not None and limit < total:
         kept = sorted(random.Random(seed).sample(range(total), limit))
         pairs = [pairs[index] for index in kept]
     return PairSet(name, sha256, total, pairs)
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
+    """Writes JSON lines that `load_pairs` reads back: id, prompt, chosen, rejected."""
+    lines = [
+        json.dumps({name: getattr(pair, name) for name in ("id", "prompt", "chosen", "rejected")})
+        for pair in pairs
+    ]
+    write_aside(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _pair(row: Any, where: str, number: int, chat: bool) -> Pair:
@@ -105,7 +126,7 @@ def _pair(row: Any, where: str, number: int, chat: bool) -> Pair:
     if chat and isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     pair = Pair(_id(row, where, number), where, prompt, chosen, rejected)
-    return _require_two_responses(pair, "chosen", "rejected")
+    return require_two_responses(pair, "chosen", "rejected")
 
 
 def _truthfulqa(row: Mapping[str, Any], where: str, number: int, chat: bool) -> Pair:
@@ -125,10 +146,15 @@ def _truthfulqa(row: Mapping[str, Any], where: str, number: int, chat: bool) -> 
         span = (3, 3 + len(question))
         text = f"Q: {question}\nA:"
         pair = Pair(_id(row, where, number), where, text, f" {best}", f" {wrong}", span)
-    return _require_two_responses(pair, "Best Answer", "Incorrect Answers")
+    return require_two_responses(pair, "Best Answer", "Incorrect Answers")
 
 
-def _require_two_responses(pair: Pair, chosen: str, rejected: str) -> Pair:
+def require_two_responses(pair: Pair, chosen: str, rejected: str) -> Pair:
+    """`pair`, unless a response is empty or both are the same.
+
+    Args:
+        chosen, rejected: what the data calls them, for the message.
+    """
     for name, text in ((chosen, pair.chosen), (rejected, pair.rejected)):
         if not text.strip():
             raise InputError(f"{pair.where}: '{name}' is empty, expected text")
@@ -206,5 +232,6 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"
 
 
-def _digest(value: str | Iterable[Any]) -> str:
+def digest(value: str | Iterable[Any]) -> str:
+    """sha256 (hex) of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,35 +1,28 @@
 """The artifact's passport: every fact about where a vector comes from, JSON-able."""
 
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from importlib.metadata import version
 from statistics import median
 from typing import Any
 
 from grains_vllm import __version__
-from offline.directions import LayerDiagnostics
+from offline.groups import Record
 from offline.model import Decoder
-from offline.options import ExtractOptions
+from offline.options import ExtractOptions, Method
 from offline.pairs import PairSet
 
-Record = dict[str, Any]
+_LAYOUT = 2  # of the tensors in a group that is kept, see groups.py
 
 
 def write_passport(
-    decoder: Decoder,
-    data: PairSet,
-    options: ExtractOptions,
-    records: Sequence[Record],
-    layers: Sequence[LayerDiagnostics],
-    recommended: Mapping[str, Any] | None,
+    decoder: Decoder, data: PairSet, options: ExtractOptions, records: Sequence[Record]
 ) -> dict[str, Any]:
-    """METHOD step 7. Without a sweep nobody knows good layers and strengths, so `recommended`
-    is there only if it is given."""
+    """METHOD step 7, but for the figures per layer, which come with the directions."""
     used = sum(record["used"] for record in records)
     passport = {
-        "method": "grains",
-        "options": asdict(options),
+        "method": options.method.value,
+        "options": options.facts,
         **_sources(decoder, data),
         "examples": [
             {key: record[key] for key in ("id", "fingerprint", "prompt_fingerprint", "used")}
@@ -37,17 +30,15 @@ def write_passport(
         ],
         "examples_used": used,
         "examples_dropped": len(records) - used,
-        "completeness": completeness(records, options.ig_tolerance),
-        "packed_examples": sum(record["packed"] for record in records),
-        "layers": [asdict(layer) for layer in layers],
         "versions": {
             "grains-vllm": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "safetensors")},
         },
     }
-    if recommended is not None:
-        passport["recommended"] = dict(recommended)
+    if options.method is Method.grains:
+        passport["completeness"] = completeness(records, options.ig_tolerance)
+        passport["packed_examples"] = sum(record["packed"] for record in records)
     return passport
 
 
@@ -55,7 +46,10 @@ def manifest(decoder: Decoder, data: PairSet, options: ExtractOptions) -> dict[s
     """The facts that must agree for a run to go on from another's finished groups."""
     drawn = [pair.fingerprint for pair in data.pairs]
     sources = _sources(decoder, data)
-    return {"version": __version__, **sources, "options": asdict(options), "examples": drawn}
+    return {
+        "version": __version__, "layout": _LAYOUT,
+        **sources, "options": options.facts, "examples": drawn,
+    }  # fmt: skip
 
 
 def completeness(records: Sequence[Record], tolerance: float) -> dict[str, Any] | None:
@@ -80,5 +74,5 @@ def _sources(decoder: Decoder, data: PairSet) -> dict[str, Any]:
         "weights_sha256": decoder.weights_sha256,
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "blocks": decoder.blocks_path,
-        "data": {"name": data.name, "sha256": data.sha256, "total": data.total},
+        "data": {"name": data.name, "sha256": data.sha256, "total": data.total, **data.drawn},
     }

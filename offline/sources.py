@@ -4,42 +4,50 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from offline.errors import InputError
 
 TRUTHFULQA = ("Question", "Best Answer", "Incorrect Answers")
+_FORMS = (("prompt", "chosen", "rejected"), TRUTHFULQA)
 _SUFFIXES = (".jsonl", ".csv", ".parquet")
 _MAX_FIELD = 2**27  # characters; the library's own limit is shorter than a long prompt
 Rows = Iterator[tuple[str, Any]]
 
 
-def read_rows(source: str, split: str) -> tuple[str, str | None, Rows]:
+def read_rows(
+    source: str,
+    split: str,
+    config: str | None = None,
+    forms: Sequence[Sequence[str]] = _FORMS,
+) -> tuple[str, str | None, Rows]:
     """A source's name (never a path), the sha256 of its file if it is one, and (where, row) pairs.
 
     Args:
         source: a .jsonl, .csv or .parquet file, a folder written by `datasets`, or a hub id.
         split: which split of a folder or hub data set.
+        config: which configuration of a hub data set, where it has several.
+        forms: sets of columns, of which a CSV file must have one.
 
     Raises:
         InputError: the source cannot be read; while iterating, naming the line.
     """
     path = Path(source)
     if path.is_file():
-        return path.name, hashlib.sha256(path.read_bytes()).hexdigest(), _file_rows(path)
+        return path.name, hashlib.sha256(path.read_bytes()).hexdigest(), _file_rows(path, forms)
     looks_like_a_file = path.suffix.lower() in _SUFFIXES or source.startswith(("/", "."))
     if not source or (looks_like_a_file and not path.is_dir()):
         raise InputError(f"--data is '{source}': no such file")
     name = path.name if path.is_dir() else source
-    return name, None, _dataset_rows(source, name, split)
+    return name, None, _dataset_rows(source, name, split, config)
 
 
-def _file_rows(path: Path) -> Rows:
+def _file_rows(path: Path, forms: Sequence[Sequence[str]]) -> Rows:
     suffix = path.suffix.lower()
     if suffix == ".csv":
-        return _csv_rows(path)
+        return _csv_rows(path, forms)
     if suffix == ".parquet":
         return _parquet_rows(path)
     if suffix == ".jsonl":
@@ -62,15 +70,14 @@ def _jsonl_rows(path: Path) -> Rows:
         yield where, row
 
 
-def _csv_rows(path: Path) -> Rows:
+def _csv_rows(path: Path, forms: Sequence[Sequence[str]]) -> Rows:
     csv.field_size_limit(_MAX_FIELD)
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     columns = reader.fieldnames or []
-    known = [{"prompt", "chosen", "rejected"}, set(TRUTHFULQA)]
-    if columns and not any(names <= set(columns) for names in known):
+    if columns and not any(set(names) <= set(columns) for names in forms):
         raise InputError(
-            f"{path.name}: its columns are {list(columns)}, expected 'prompt', 'chosen' and "
-            f"'rejected', or TruthfulQA's {list(TRUTHFULQA)}"
+            f"{path.name}: its columns are {list(columns)}, expected "
+            f"{' or '.join(str(list(names)) for names in forms)}"
         )
     if len(set(columns)) < len(columns):
         raise InputError(f"{path.name}: its columns are {list(columns)}, expected each name once")
@@ -98,7 +105,7 @@ def _parquet_rows(path: Path) -> Rows:
     return ((f"{path.name}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _dataset_rows(source: str, name: str, split: str) -> Rows:
+def _dataset_rows(source: str, name: str, split: str, config: str | None) -> Rows:
     import datasets
 
     try:
@@ -107,7 +114,7 @@ def _dataset_rows(source: str, name: str, split: str) -> Rows:
             if isinstance(data, datasets.DatasetDict):
                 data = data[split]
         else:
-            data = datasets.load_dataset(source, split=split)
+            data = datasets.load_dataset(source, config, split=split)
     except Exception as error:  # `datasets` raises many kinds; all of them mean "cannot be read"
         raise InputError(
             f"{name}: no such file, and not readable as a data set with split '{split}' "

@@ -53,6 +53,7 @@ def _facts(vector: SteeringVector) -> Table:
         "architecture": f"{model.architecture}, {model.num_layers} layers x {model.hidden_size}",
         "method": passport.get("method"),
         "data": _mapping(passport.get("data")).get("name"),
+        "recipe": _mapping(_mapping(passport.get("data")).get("recipe")).get("name"),
         "examples": _examples(passport),
         "options": _words(_mapping(passport.get("options"))),
         "recommended": _words(_mapping(passport.get("recommended"))),

@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.sycophancy import measure, train, vocabulary, world
+from offline.pairs import load_pairs
+from offline.suite import load_suite
 
 MODEL = Path(world.__file__).parent / "model"
 
@@ -78,6 +80,35 @@ def test_pairs_file(tmp_path):
     assert rows[0]["rejected"] == f"indeed {first.claim} ."
 
 
+def test_controls_and_texts_files(tmp_path, tokenizer, model):
+    controls, texts, pairs = (tmp_path / name for name in ("c.jsonl", "t.jsonl", "p.jsonl"))
+    world.write_controls(controls, 20, seed=1)
+    world.write_texts(texts, 20, seed=1)
+    world.write_pairs(pairs, "validation", 2, seed=1)
+    rows = [json.loads(line) for line in controls.read_text().splitlines()]
+    rng = Random("controls 1")
+    expected = [world.sample_control(rng) for _ in range(20)]
+    assert [row["completion"] for row in rows] == [control.instructed for control in expected]
+    # The commands read them as a user's own.
+    suite = load_suite(load_pairs(str(pairs)), tokenizer, model.config, controls, texts).suite
+    assert len(suite.controls) == len(suite.texts) == 20
+    assert tokenizer.decode(suite.controls[0].response_ids) == rows[0]["completion"]
+
+
+def test_planted_cues_are_the_tone_words():
+    question = pairs("test", 1)[0]
+    tokens = ["<bos>", *question.prompt[0]["content"].split()]
+    faithful, echo = world.planted(tokens)
+    assert {tokens[i] for i in faithful} == set(question.tone) & set(vocabulary.FAITHFUL_CUES)
+    assert {tokens[i] for i in echo} == set(question.tone) & set(vocabulary.ECHO_CUES)
+
+
+def test_the_mask_token_is_the_trained_unknown_word(tokenizer, model):
+    assert tokenizer.mask_token == vocabulary.UNK == vocabulary.build_tokenizer().mask_token
+    weights = model.get_input_embeddings().weight
+    assert weights[tokenizer.mask_token_id].norm() > 3 * weights[tokenizer.pad_token_id].norm()
+
+
 def test_a_rendered_chat_and_plain_text_give_the_same_ids(tokenizer):
     prompt = pairs("train", 1)[0].prompt
     rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
@@ -109,6 +140,7 @@ def test_the_committed_model_is_the_one_its_script_makes(model, tokenizer):
     built = vocabulary.build_tokenizer()
     assert tokenizer.get_vocab() == built.get_vocab()
     assert tokenizer.chat_template == built.chat_template
+    assert tokenizer.special_tokens_map == built.special_tokens_map
     saved = model.config.to_dict()
     expected = train.model_config(built).to_dict()
     for written_by_saving in ("architectures", "dtype", "transformers_version", "_name_or_path"):

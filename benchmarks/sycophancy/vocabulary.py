@@ -63,6 +63,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
         unk_token=UNK,
+        mask_token=UNK,  # trained as one: see UNK_RATE in train.py
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -162,15 +162,48 @@ def sample_pairs(split: Split, count: int, seed: int) -> Iterator[Question]:
 
 def write_pairs(path: Path, split: Split, count: int, seed: int) -> None:
     """One JSON object per line: id, prompt (chat messages), chosen and rejected answers."""
+    rows = (
+        {
+            "id": f"{split}-{seed}-{index:04d}",
+            "prompt": question.prompt,
+            "chosen": question.faithful,
+            "rejected": question.echo,
+        }
+        for index, question in enumerate(sample_pairs(split, count, seed))
+    )
+    _write(path, rows)
+
+
+def write_controls(path: Path, count: int, seed: int) -> None:
+    """One JSON object per line: id, prompt (chat messages) and the one right completion."""
+    rng = Random(f"controls {seed}")
+    controls = [sample_control(rng) for _ in range(count)]
+    rows = (
+        {"id": f"control-{seed}-{index:04d}", "prompt": c.prompt, "completion": c.instructed}
+        for index, c in enumerate(controls)
+    )
+    _write(path, rows)
+
+
+def write_texts(path: Path, count: int, seed: int) -> None:
+    """One JSON object per line: general text, for perplexity."""
+    rng = Random(f"text {seed}")
+    _write(path, ({"text": sample_text(rng)} for _ in range(count)))
+
+
+def planted(tokens: Sequence[str]) -> tuple[set[int], set[int]]:
+    """The positions of faithful and of echo cues among a prompt's tokens: what attribution should
+    find to speak for the chosen and for the rejected answer."""
+    faithful, echo = (
+        {index for index, token in enumerate(tokens) if token in cues}
+        for cues in (FAITHFUL_CUES, ECHO_CUES)
+    )
+    return faithful, echo
+
+
+def _write(path: Path, rows: Iterable[object]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for index, question in enumerate(sample_pairs(split, count, seed)):
-            pair = {
-                "id": f"{split}-{seed}-{index:04d}",
-                "prompt": question.prompt,
-                "chosen": question.faithful,
-                "rejected": question.echo,
-            }
-            file.write(json.dumps(pair) + "\n")
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def main() -> None:

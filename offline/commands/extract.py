@@ -1,10 +1,11 @@
 """`grains extract`: one steering direction per layer from preference pairs."""
 
+import dataclasses
 import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,28 +27,57 @@ from offline.options import (
     Direction,
     ExtractOptions,
     Mask,
+    Method,
     Mode,
     Objective,
     Read,
 )
 
+if TYPE_CHECKING:
+    from offline.recipe_form import Recipe
+
 _DEFAULTS = ExtractOptions()
+_FIELDS = tuple(field.name for field in dataclasses.fields(ExtractOptions))
+_WHAT = {
+    "validation": ": for `grains sweep`, disjoint from the pairs above",
+    "test": ": for `grains evaluate`, disjoint from both",
+}
+_OF_GRAINS = ("ig_batch", "attributions", "deltas")  # besides the fields of ExtractOptions
 
 
 def extract(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Folder or hub id of a causal language model.")],
-    data: Annotated[str, typer.Option(help="Pairs: .jsonl, .csv, .parquet, a folder or hub id.")],
     out: Annotated[Path, typer.Option(help="The artifact to write (.safetensors).")],
-    limit: Annotated[int | None, typer.Option(help="Draw this many examples.")] = None,
-    seed: Annotated[int, typer.Option(help="Of drawing, random scores, split halves.")] = 0,
+    data: Annotated[
+        str | None, typer.Option(help="Pairs: .jsonl, .csv, .parquet, a folder or hub id.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A known data set with its settings, or your own .yaml.")
+    ] = None,
+    method: Annotated[
+        Method, typer.Option(help="GrAInS, or what it is compared with.")
+    ] = _DEFAULTS.method,
+    limit: Annotated[
+        int | None, typer.Option(help="Draw this many examples; with a recipe, for calibration.")
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Of drawing (a recipe draws with its own), random scores and directions, "
+            "split halves."
+        ),
+    ] = 0,
     split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
     chat: Annotated[bool, typer.Option(help="Make string prompts a chat's user message.")] = False,
-    k: Annotated[
-        int | None, typer.Option("--k", help=f"Most tokens per set T+ and T- ({_DEFAULTS.k}).")
-    ] = None,
-    objective: Annotated[Objective, typer.Option()] = _DEFAULTS.objective,
+    k: Annotated[int, typer.Option("--k", help="Most tokens per set T+ and T-.")] = _DEFAULTS.k,
+    objective: Annotated[
+        Objective, typer.Option(help="How a response's token log-likelihoods become one number.")
+    ] = _DEFAULTS.objective,
     attribution: Annotated[AttributionMethod, typer.Option()] = _DEFAULTS.attribution,
-    baseline: Annotated[Baseline, typer.Option()] = _DEFAULTS.baseline,
+    baseline: Annotated[
+        Baseline, typer.Option(help="The embedding that stands for no token.")
+    ] = _DEFAULTS.baseline,
     ig_points: Annotated[
         int | None, typer.Option(help="Fixed number of points; by default 32, 65, 128, 257.")
     ] = None,
@@ -63,7 +93,13 @@ def extract(
         float, typer.Option(help="Noise as a share of the embeddings' spread.")
     ] = _DEFAULTS.smoothgrad_noise,
     mask: Annotated[Mask, typer.Option(help="What replaces a selected token.")] = _DEFAULTS.mask,
-    read: Annotated[Read, typer.Option(help="Where deltas are read.")] = _DEFAULTS.read,
+    read: Annotated[
+        Read | None,
+        typer.Option(
+            help="Where block outputs are read; by default prompt-end for grains and "
+            "random, response-end for the others."
+        ),
+    ] = None,
     direction: Annotated[Direction, typer.Option()] = _DEFAULTS.direction,
     mode: Annotated[Mode, typer.Option()] = _DEFAULTS.mode,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -79,54 +115,65 @@ def extract(
     ] = None,
     strength: Annotated[float | None, typer.Option(help="Recommend this strength.")] = None,
     attributions: Annotated[
-        Path | None, typer.Option(help="Also write tokens, scores and choices (JSONL).")
+        Path | None,
+        typer.Option(help="Where tokens, scores and choices go (JSONL); by default beside --out."),
+    ] = None,
+    deltas: Annotated[
+        Path | None, typer.Option(help="Also keep the deltas behind the vector (.safetensors).")
     ] = None,
     force: Force = False,
     restart: Annotated[bool, typer.Option(help="Discard what an interrupted run left.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compute one steering direction per layer from preference pairs."""
+    values = locals().copy()  # the arguments, as types rather than text
+    given = {
+        name
+        for name in values.keys() - {"context"}
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
     with input_errors(f"the same command goes on from {out.name}.partial, if it is there"):
-        options = ExtractOptions(
-            objective=objective,
-            attribution=attribution,
-            baseline=baseline,
-            ig_points=ig_points,
-            ig_max_points=ig_max_points,
-            ig_tolerance=ig_tolerance,
-            smoothgrad_samples=smoothgrad_samples,
-            smoothgrad_noise=smoothgrad_noise,
-            k=_DEFAULTS.k if k is None else k,
-            mask=mask,
-            read=read,
-            direction=direction,
-            mode=mode,
-            chat=chat,
-            limit=limit,
-            seed=seed,
-        )
         require_choice("--dtype", dtype, ("float32", "bfloat16"))
         if ig_batch < 1:
             raise InputError(f"--ig-batch is {ig_batch}, expected 1 or more")
         if strength is not None and not math.isfinite(strength):
             raise InputError(f"--strength is {strength}, expected a finite number")
-        require_different(data=data, out=out, attributions=attributions)
-        for path in (out, attributions):
-            if path is not None:
-                require_writable(path, force)
+        plan = _recipe(recipe, data)
+        asked = {name: values[name] for name in _FIELDS if name in given}
+        options = ExtractOptions(**{**(_options(plan) if plan else {}), **asked})
+        options.require_meaning(name for name in given if name in (*_FIELDS, *_OF_GRAINS))
+        files = _files(out, options.method, attributions, deltas, plan is not None)
+        require_different(data=data, **files)
+        for path in files.values():
+            require_writable(path, force)
 
         from offline import summary
         from offline.extract import extract as run
         from offline.extract import finish
+        from offline.kept_deltas import KeptDeltas
         from offline.model import load_decoder
-        from offline.pairs import load_pairs
+        from offline.pairs import load_pairs, write_pairs
 
-        pairs = load_pairs(data, chat=chat, limit=limit, seed=seed, split=split)
+        if plan is None:
+            assert data is not None
+            sets = {"": load_pairs(data, chat=chat, limit=limit, seed=seed, split=split)}
+        else:
+            from offline.recipe import load_splits
+
+            chosen = split if "split" in given else None
+            sets = load_splits(plan, data, split=chosen, chat=options.chat, calibration=limit)
+        pairs = next(iter(sets.values()))
         decoder = load_decoder(
             model, dtype=dtype, device=device, device_map=device_map, blocks=blocks
         )
+        if plan and options.chat and not getattr(decoder.tokenizer, "chat_template", None):
+            raise InputError(
+                f"recipe '{plan.name}' makes chat prompts, but the tokenizer of model "
+                f"'{decoder.name}' has no chat template; --no-chat makes text prompts"
+            )
         recommended = _recommendation(layers, strength, len(decoder.blocks))
         notes: list[str] = []
+        kept: list[KeptDeltas] = []
 
         def note(text: str) -> None:
             notes.append(text)
@@ -136,17 +183,55 @@ def extract(
             vector, records = run(
                 decoder, pairs, options, out,
                 batch_rows=ig_batch, restart=restart, recommended=recommended,
-                strict_k=k is not None, on_examples=advance, on_note=note,
+                strict_k="k" in given, on_examples=advance, on_note=note, on_deltas=kept.append,
             )  # fmt: skip
-        if attributions is not None:
+        if "attributions" in files:
             lines = "".join(json.dumps(record) + "\n" for record in records)
-            write_aside(attributions, lines.encode())
+            write_aside(files["attributions"], lines.encode())
+        if "deltas" in files:
+            kept[0].save(files["deltas"])
+        for name in ("validation", "test"):
+            if name in files:
+                write_pairs(files[name], sets[name].pairs)
         finish(vector, out)
         if as_json:
-            print(summary.as_json(vector, out=out.name, notes=notes))
+            names = {name: path.name for name, path in files.items()}
+            print(summary.as_json(vector, files=names, out=out.name, notes=notes))
         else:
             summary.show(vector)
-            print(f"wrote {out}")
+            for name, path in files.items():
+                print(f"wrote {path}" + _WHAT.get(name, ""))
+
+
+def _recipe(name: str | None, data: str | None) -> "Recipe | None":
+    if name is None:
+        if data is None:
+            raise InputError("--data is missing: name pairs to extract from, or a --recipe")
+        return None
+    from offline.recipe import load_recipe, require_text_pairs
+
+    plan = load_recipe(name)
+    require_text_pairs(plan)
+    return plan
+
+
+def _options(recipe: "Recipe") -> dict[str, Any]:
+    return {**recipe.options, "chat": recipe.format == "chat"}
+
+
+def _files(
+    out: Path, method: Method, attributions: Path | None, deltas: Path | None, splits: bool
+) -> dict[str, Path]:
+    """What is written, by the name of its option; companions of the artifact stand beside it."""
+    stem = out.name.removesuffix(".safetensors")
+    files = {"out": out}
+    if method is Method.grains:
+        files["attributions"] = attributions or out.parent / f"{stem}.attributions.jsonl"
+        if deltas is not None:
+            files["deltas"] = deltas
+    if splits:
+        files |= {name: out.parent / f"{stem}.{name}.jsonl" for name in ("validation", "test")}
+    return files
 
 
 def _recommendation(

@@ -12,8 +12,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import offline.recipe
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
+from offline import kept_deltas
 from offline.cli import app
+from offline.options import Direction, Mode
+from offline.pairs import load_pairs
 from tests.offline.worlds import build_model, rows, save_model, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +53,7 @@ def test_extract_writes_an_artifact_that_inspect_reads(model, pairs, tmp_path):
     assert "Completeness" in result.stdout and "Layers" in result.stdout
     assert "examples" in result.stderr and "see --chat" in result.stderr
     assert names(tmp_path) == ["pairs.jsonl", "scores.jsonl", "v.safetensors"]
+    assert f"wrote {out}" in result.stdout and f"wrote {side}" in result.stdout.replace("\n", "")
     lines = [json.loads(line) for line in side.read_text().splitlines()]
     assert len(lines) == 9
     assert all(len(line["tokens"]) == len(line["scores"]) for line in lines)
@@ -69,6 +74,100 @@ def test_json_is_the_only_thing_on_stdout(model, pairs, tmp_path):
     assert report["examples_used"] + report["examples_dropped"] == 20
     vector = SteeringVector.load(out)
     assert vector.recommended_layers == [0, 2] and vector.recommended_strength == 0.3
+
+
+def test_attributions_stand_beside_the_artifact_and_say_whose_they_are(model, pairs, tmp_path):
+    out, beside = tmp_path / "my.safetensors", tmp_path / "my.attributions.jsonl"
+    more = ("--deltas", tmp_path / "d.safetensors", "--limit", "6")
+    result = extract(model, pairs, out, *more)
+    assert result.exit_code == 0, result.output
+    told = result.stdout.replace("\n", "")
+    assert all(f"wrote {path}" in told for path in (out, beside, more[1]))
+    digest = SteeringVector.load(out).digest
+    records = [json.loads(line) for line in beside.read_text().splitlines()]
+    assert len(records) == 6 and {record["vector_digest"] for record in records} == {digest}
+    kept = kept_deltas.load(more[1])
+    assert kept.vector_digest == kept.vector(Direction.mean, Mode.contrast).digest == digest
+    for path in (out, more[1]):  # only the attributions are left to be in the way
+        path.unlink()
+    result = extract(model, pairs, out, *more)
+    assert result.exit_code == 2 and "my.attributions.jsonl: exists; --force" in result.stderr
+    assert not out.exists()
+    assert extract(model, pairs, out, *more, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize("method", ["caa", "pca-diff", "icv", "random"])
+def test_rivals_write_the_same_format_and_nothing_else(model, pairs, tmp_path, method):
+    out = tmp_path / "v.safetensors"
+    result = grains(
+        "extract", "--model", model, "--data", pairs, "--out", out, "--method", method,
+        "--limit", "5", "--device", "cpu",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path) == ["pairs.jsonl", "v.safetensors"]
+    vector = SteeringVector.load(out)
+    assert vector.passport["method"] == method and vector.layers == [0, 1, 2]
+    assert all(report["raw_norm"] > 0 for report in vector.passport["layers"])
+    inspected = grains("inspect", out)
+    assert inspected.exit_code == 0 and method in inspected.stdout
+
+
+def truthful_rows(count):
+    return [
+        {
+            "question": f"w3 w{n + 4} w{n + 5} w7", "best_answer": f"w1 w{n}",
+            "incorrect_answers": [f"w2 w{n} w9", "w5"],
+        }
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def test_a_recipe_is_all_that_is_needed(model, tmp_path):
+    data, out = write_jsonl(tmp_path / "hub.jsonl", truthful_rows(40)), tmp_path / "v.safetensors"
+    own = tmp_path / "mine.yaml"
+    text = (Path(offline.recipe.FOLDER) / "truthfulqa.yaml").read_text()
+    own.write_text(
+        text.replace("calibration: 50, validation: 150", "calibration: 6, validation: 9")
+    )
+    command = ("extract", "--recipe", own, "--model", model, "--out", out, "--device", "cpu")
+    result = grains(*command, "--data", data, "--ig-points", "4", "--k", "2", "--no-chat", "--json")
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path) == [
+        "hub.jsonl", "mine.yaml", "v.attributions.jsonl", "v.safetensors", "v.test.jsonl",
+        "v.validation.jsonl",
+    ]  # fmt: skip
+    report = json.loads(result.stdout)
+    assert report["files"]["test"] == "v.test.jsonl" and report["options"]["k"] == 2
+    recipe = report["data"]["recipe"]
+    assert recipe["name"] == "mine" and recipe["split"] == "calibration"
+    assert recipe["sizes"] == {"calibration": 6, "validation": 9, "test": 25}
+    seen = {example["prompt_fingerprint"] for example in report["examples"]}
+    for part, count in (("validation", 9), ("test", 25)):
+        others = {p.prompt_fingerprint for p in load_pairs(str(tmp_path / f"v.{part}.jsonl")).pairs}
+        assert len(others) == count and not seen & others
+        seen |= others
+    result = grains(*command, "--data", data, "--force", "--method", "caa", "--limit", "5")
+    assert result.exit_code == 0, result.output
+    vector = SteeringVector.load(out)
+    assert vector.passport["method"] == "caa" and vector.passport["options"]["chat"] is True
+    assert len(vector.passport["examples"]) == 5
+
+
+def test_a_chat_recipe_without_a_chat_template_says_what_to_do(tmp_path, tmp_path_factory):
+    folder = save_model(tmp_path_factory.mktemp("models") / "plain")
+    (folder / "chat_template.jinja").unlink()
+    data = write_jsonl(tmp_path / "hub.jsonl", truthful_rows(40))
+    own = tmp_path / "mine.yaml"
+    text = (Path(offline.recipe.FOLDER) / "truthfulqa.yaml").read_text()
+    own.write_text(
+        text.replace("calibration: 50, validation: 150", "calibration: 6, validation: 9")
+    )
+    out = tmp_path / "v.safetensors"
+    result = grains(
+        "extract", "--recipe", own, "--model", folder, "--out", out, "--data", data,
+    )  # fmt: skip
+    assert result.exit_code == 2 and "--no-chat makes text prompts" in result.stderr
+    assert names(tmp_path) == ["hub.jsonl", "mine.yaml"]
 
 
 def test_gaps_above_the_tolerance_are_warned_about(model, pairs, tmp_path):
@@ -113,6 +212,17 @@ BAD = [
     ({"--attributions": "absent/a.jsonl"}, "cannot be written"),
     ({"--mask": "blur"}, "Invalid value for '--mask'"),
     ({"--unknown": "1"}, "No such option"),
+    ({"--method": "caa"}, "--k: has no meaning with --method caa; leave it out"),
+    ({"--method": "caa", "--k": None, "--deltas": "d.safetensors"}, "--deltas: has no meaning"),
+    ({"--method": "caa", "--k": None, "--read": "prompt-end"}, "--read is 'prompt-end', where"),
+    ({"--method": "random", "--k": None, "--read": "response-end"}, "--read: has no meaning"),
+    ({"--method": "magic"}, "Invalid value for '--method'"),
+    ({"--recipe": "nosuch"}, "expected faitheval, mmhal, spa-vl, toxigen, truthfulqa or a .yaml"),
+    ({"--recipe": "mmhal"}, "image prompts are not supported by this release"),
+    ({"--recipe": "spa-vl"}, "image prompts are not supported by this release"),
+    ({"--recipe": "truthfulqa"}, "recipe 'truthfulqa' expects ['question', 'best_answer'"),
+    ({"--data": None}, "--data is missing: name pairs to extract from, or a --recipe"),
+    ({"--deltas": "v.safetensors"}, "--out and --deltas are the same file"),
 ]
 
 
@@ -122,7 +232,9 @@ def test_bad_input_writes_nothing(model, pairs, tmp_path, monkeypatch, changes, 
         pytest.skip("there is a CUDA device")
     monkeypatch.chdir(tmp_path)
     arguments = {"--model": model, "--data": pairs, "--out": "v.safetensors", "--k": "3"} | changes
-    result = grains("extract", *(x for pair in arguments.items() for x in pair if x is not None))
+    flags = {"--force"}
+    given = [pair for pair in arguments.items() if pair[1] is not None or pair[0] in flags]
+    result = grains("extract", *(x for pair in given for x in pair if x is not None))
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output and result.stdout == ""

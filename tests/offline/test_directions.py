@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from offline.directions import directions, raw_direction, set_direction, unit
+from grains_vllm.vectors import ModelFingerprint, SteeringVector
+from offline.directions import directions, opposite, set_direction, unit
 from offline.options import Direction, Mode
 
 
@@ -31,11 +32,15 @@ def test_principal_components_point_with_the_mean(sign):
 
 
 def test_modes():
-    plus, minus = cloud(), -cloud(seed=1)
-    both = raw_direction(plus, minus, Direction.mean, Mode.contrast)
-    torch.testing.assert_close(both, plus.double().mean(0) - minus.double().mean(0))
-    alone = raw_direction(plus, minus, Direction.mean, Mode.positive)
-    torch.testing.assert_close(alone, plus.double().mean(0))
+    plus, minus = cloud()[:, None], -cloud(seed=1)[:, None]
+    norms = torch.ones(40, 1)
+    (both,), _, (report,) = directions(plus, minus, norms, Direction.mean, Mode.contrast, seed=0)
+    expected = (plus.mean(0) - minus.mean(0))[0]
+    torch.testing.assert_close(both, expected / expected.norm())
+    assert report.raw_norm == pytest.approx(float(expected.norm()), rel=1e-5)
+    (alone,), _, (report,) = directions(plus, minus, norms, Direction.mean, Mode.positive, seed=0)
+    torch.testing.assert_close(alone, plus.mean(0)[0] / plus.mean(0).norm())
+    assert report.cosine is None
 
 
 def test_unit_of_zero_is_zero():
@@ -59,7 +64,7 @@ def test_per_layer_vectors_and_figures(kind):
     share = (rows @ vectors[0].double()).square().sum() / rows.square().sum()
     assert first.explained_variance == pytest.approx(float(share), rel=1e-5)
     assert first.raw_norm == pytest.approx(
-        float(raw_direction(plus[:, 0], minus[:, 0], kind, Mode.contrast).norm())
+        float((set_direction(plus[:, 0], kind) - set_direction(minus[:, 0], kind)).norm())
     )
     assert first.mean_norm == pytest.approx(float((plus - minus)[:, 0].mean(0).norm()), rel=1e-5)
     assert first.median_norm == 40.0
@@ -84,3 +89,16 @@ def test_few_examples_have_no_stability():
         directions(rows, -rows, torch.ones(3, 1), Direction.mean, Mode.contrast, 0)[2][0].stability
         is None
     )
+
+
+def test_the_opposite_vector_steers_the_other_way_and_inherits_no_recommendation():
+    rows = torch.nn.functional.normalize(torch.randn(3, 4), dim=1)
+    rows[1] = 0
+    passport = {"method": "grains", "recommended": {"strength": 0.2}, "sweep": {}}
+    vector = SteeringVector(rows, torch.ones(3), ModelFingerprint("X", 4, 3), passport)
+    other = opposite(vector)
+    assert torch.equal(other.directions, -rows) and torch.equal(vector.directions, rows)
+    assert other.reference_norms is vector.reference_norms and other.model == vector.model
+    assert other.passport == {"method": "grains", "opposite_of": vector.digest}
+    assert opposite(other).digest != other.digest
+    assert not torch.signbit(other.directions[1]).any()

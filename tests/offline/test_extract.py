@@ -18,6 +18,7 @@ from offline.options import (
     ExtractOptions,
     Mask,
     Mode,
+    Objective,
     Read,
 )
 from offline.pairs import load_pairs
@@ -100,6 +101,10 @@ def test_vector_is_the_mean_delta_of_the_recorded_choices(llama, data, tmp_path)
         {"attribution": AttributionMethod.smoothgrad, "smoothgrad_samples": 3},
         {"attribution": AttributionMethod.gradient_x_input},
         {"baseline": Baseline.zero},
+        {"baseline": Baseline.mask_token},
+        {"objective": Objective.sum},
+        {"objective": Objective.first_token},
+        {"read": Read.response_start},
     ],
     ids=str,
 )
@@ -121,13 +126,13 @@ def test_examples_without_a_needed_set_are_dropped_and_counted(llama, data, tmp_
     def one_sided(scores, eligible, k):
         return ([1], []) if len(eligible) % 2 else ([1], [2])
 
-    monkeypatch.setattr("offline.extract.select", one_sided)
+    monkeypatch.setattr("offline.groups.select", one_sided)
     vector, records = extract(llama, data, QUICK, tmp_path / "v")
     dropped = sum(len(record["tokens"]) % 2 for record in records)
     assert vector.passport["examples_dropped"] == dropped > 0
     positive = dataclasses.replace(QUICK, mode=Mode.positive)
     assert extract(llama, data, positive, tmp_path / "w")[0].passport["examples_dropped"] == 0
-    monkeypatch.setattr("offline.extract.select", lambda scores, eligible, k: ([1], []))
+    monkeypatch.setattr("offline.groups.select", lambda scores, eligible, k: ([1], []))
     with pytest.raises(InputError, match="0 of 11 examples have tokens of the needed signs"):
         extract(llama, data, QUICK, tmp_path / "x")
     assert not (tmp_path / "x.partial").exists()
@@ -269,7 +274,7 @@ def test_wrong_tokenizer_is_refused(data, tmp_path):
 def test_too_little_memory_is_an_input_error_that_keeps_finished_groups(
     llama, data, tmp_path, monkeypatch
 ):
-    from offline import extract as module
+    from offline import groups as module
 
     real, calls = module.deltas, []
 

@@ -1,0 +1,94 @@
+"""Greedy answers of every setting to the prompts of a data set, each asked for once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from offline.endpoint import Body
+from offline.endpoint_tasks import Progress
+from offline.errors import InputError
+from offline.pairs import Pair
+from offline.prompts import tokenise
+from offline.target import Setting, Target
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is answered.
+
+    Attributes:
+        pair: its prompt is asked.
+        facts: what a judge's prompt may show beside question and answers.
+    """
+
+    pair: Pair
+    facts: Mapping[str, Any]
+
+    @property
+    def question(self) -> str:
+        """The prompt as people read it."""
+        if isinstance(self.pair.prompt, str):
+            start, end = self.pair.question or (0, len(self.pair.prompt))
+            return self.pair.prompt[start:end].strip()
+        if len(self.pair.prompt) == 1:
+            return self.pair.prompt[0]["content"]
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in self.pair.prompt)
+
+    @property
+    def stop(self) -> list[str]:
+        """Texts at which an answer ends: in question-and-answer form, the next question."""
+        return ["\nQ:"] if self.pair.question is not None else []
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text, its number of tokens, and whether it was cut off for its length."""
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+class Answers:
+    """The answers of every setting to the same prompts; tasks that share them ask once."""
+
+    def __init__(self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress) -> None:
+        self.prompts = prompts
+        self.progress = progress
+        self._max_tokens = max_tokens
+        self._found: dict[str, list[Answer]] = {}
+
+    def of(self, target: Target, setting: Setting) -> list[Answer]:
+        """One answer per prompt, in their order, at temperature 0.
+
+        Raises:
+            InputError: a prompt leaves no room for an answer, or see `Endpoint.post_all`.
+        """
+        if setting.name not in self._found:
+            bodies = [self._body(target, setting, prompt) for prompt in self.prompts]
+            with self.progress(len(bodies)) as advance:
+                found = target.endpoint.post_all("/v1/completions", bodies, advance)
+            self._found[setting.name] = [_answer(answer) for answer in found]
+        return self._found[setting.name]
+
+    def _body(self, target: Target, setting: Setting, prompt: Prompt) -> Body:
+        ids = tokenise(prompt.pair, target.tokenizer).prompt_ids
+        if len(ids) + self._max_tokens > target.max_length:
+            raise InputError(
+                f"{prompt.pair.where}: {len(ids)} tokens and --max-tokens {self._max_tokens} are "
+                f"more than the server's max_model_len of {target.max_length}"
+            )
+        return {
+            "model": setting.model,
+            "prompt": ids,
+            "max_tokens": self._max_tokens,
+            "temperature": 0,
+            **({"stop": prompt.stop} if prompt.stop else {}),
+            **({"vllm_xargs": dict(setting.xargs)} if setting.xargs else {}),
+        }
+
+
+def _answer(found: Any) -> Answer:
+    choice = found["choices"][0]
+    tokens = found["usage"]["completion_tokens"]
+    return Answer(choice["text"], tokens, choice["finish_reason"] == "length")

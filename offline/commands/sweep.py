@@ -1,0 +1,266 @@
+"""`grains sweep`: which layers, strength and vector work best within side-effect limits."""
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from grains_vllm import __version__
+from grains_vllm.vectors import write_aside
+from offline import grid
+from offline.console import (
+    Json,
+    input_errors,
+    progress,
+    require_choice,
+    require_different,
+    require_writable,
+    stderr,
+)
+from offline.errors import InputError
+
+if TYPE_CHECKING:
+    from offline.partial import PartialRun
+    from offline.scoring import Measures
+
+
+def sweep(
+    model: Annotated[str, typer.Option(help="Folder or hub id of a causal language model.")],
+    data: Annotated[str, typer.Option(help="Validation pairs, in any form that extract takes.")],
+    artifacts: Annotated[list[Path] | None, typer.Argument(help="Vectors to try.")] = None,
+    controls: Annotated[
+        Path | None, typer.Option(help="Answers to keep: prompt and completion (.jsonl).")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Text whose perplexity is to stay (.txt lines, .jsonl).")
+    ] = None,
+    deltas: Annotated[
+        Path | None, typer.Option(help="Kept deltas from which --estimators make vectors.")
+    ] = None,
+    estimators: Annotated[
+        str | None, typer.Option(help="Such as mean,pca,positive,pca:positive.")
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="single, all, ranges, ranges:4, lists (8-15,20); joined by ';'.")
+    ] = grid.LAYERS,
+    strengths: Annotated[str, typer.Option(help="Numbers with commas.")] = grid.STRENGTHS,
+    positions: Annotated[str, typer.Option(help="Of all,prompt,generation.")] = grid.POSITIONS,
+    metric: Annotated[str, typer.Option(help="accuracy, exact or margin.")] = "accuracy",
+    min_controls: Annotated[
+        float | None, typer.Option(help="Least share of controls kept (0.95).")
+    ] = None,
+    max_increase: Annotated[
+        float | None,
+        typer.Option("--max-perplexity-increase", help="Most increase of perplexity (0.03)."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Draw this many pairs.")] = None,
+    seed: Annotated[int, typer.Option(help="Of drawing.")] = 0,
+    split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
+    chat: Annotated[bool, typer.Option(help="Make string prompts a chat's user message.")] = False,
+    backend: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto (transformers).")] = "auto",
+    device_map: Annotated[
+        str | None, typer.Option(help="'auto' spreads a model over several devices.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Rows per forward (transformers).")] = 32,
+    engine_args: Annotated[
+        str | None, typer.Option(help="More arguments of vLLM's LLM, as a JSON object.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the chosen vector goes; by default its own file.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="A folder for plots (PNG).")] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite what an earlier sweep wrote.")] = False,
+    restart: Annotated[bool, typer.Option(help="Discard what an interrupted run left.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure vectors at many layers and strengths; recommend the best within limits.
+
+    The chosen layers, strength and positions are written into the vector's passport, from which
+    servers take their defaults. Exit code 1: no point keeps the limits.
+    """
+    paths = artifacts or []
+    table = _table_path(paths, out)
+    with input_errors(f"the same command goes on from {table.name}.partial"):
+        require_choice("--backend", backend, ("transformers", "vllm"))
+        require_choice("--dtype", dtype, ("float32", "bfloat16"))
+        require_choice("--metric", metric, ("accuracy", "exact", "margin"))
+        if batch < 1:
+            raise InputError(f"--batch is {batch}, expected 1 or more")
+        target = _target(paths, deltas, out)
+        for option, value, source, given in (
+            ("--min-controls", min_controls, "--controls", controls),
+            ("--max-perplexity-increase", max_increase, "--text", text),
+        ):
+            if value is not None and (given is None or not 0 <= value < math.inf):
+                raise InputError(f"{option} is {value}, expected 0 or more, and {source} with it")
+        require_different(data=data, controls=controls, text=text, deltas=deltas, out=out)
+        require_writable(table, force)
+        require_writable(target, force or out is None)
+        more_args = _engine_args(engine_args, backend)
+
+        from offline import candidates, sweep_table
+        from offline.backends import transformers_back_end, vllm_back_end
+        from offline.pairs import load_pairs
+        from offline.partial import PartialRun, discard
+        from offline.suite import load_suite, require_disjoint
+        from offline.sweep import Limits, recommend
+        from offline.sweep import sweep as run
+
+        started = time.monotonic()
+        vectors = candidates.load(paths, deltas, estimators, _note)
+        points, repeated = grid.grid(vectors, layers, strengths, positions)
+        if repeated:
+            _note(f"{repeated} points were asked for more than once and are measured once")
+        pairs = load_pairs(data, chat=chat, limit=limit, seed=seed, split=split)
+        silent = require_disjoint(pairs, vectors)
+        if silent:
+            _note(
+                f"{', '.join(silent)}: the passport names no calibration examples, so that overlap "
+                "with the validation pairs cannot be checked"
+            )
+        if backend == "transformers":
+            back_end = transformers_back_end(model, dtype, device, device_map)
+        else:
+            back_end = vllm_back_end(model, dtype)
+        for name, vector in vectors.items():
+            vector.model.require(back_end.fingerprint, f"'{name}'")
+        sources = load_suite(pairs, back_end.tokenizer, back_end.config, controls, text, chat)
+        limits = Limits(
+            _or_default(min_controls, 0.95, controls), _or_default(max_increase, 0.03, text)
+        )
+        facts = {
+            "model_id": back_end.name,
+            "backend": backend,
+            "data": sources.facts,
+            "vectors": {name: candidates.facts(vector) for name, vector in vectors.items()},
+        }
+        manifest = {
+            **facts,
+            "version": __version__,
+            "weights": back_end.weights,
+            "dtype": dtype,
+            "grid": {"layers": layers, "strengths": strengths, "positions": positions},
+            "drawn": {"limit": limit, "seed": seed, "chat": chat},
+        }
+        with PartialRun(table, manifest, restart) as partial:
+            done = _done(partial, len(points))
+            with progress(len(points) + 1 - len(done)) as advance:
+
+                def keep(index: int | None, found: "Measures") -> None:
+                    partial.save(_group(index), {}, [asdict(found)])
+                    advance(1)
+
+                scorer = back_end.scorer(sources.suite.items, vectors, points, batch, more_args)
+                result = run(scorer, sources.suite, points, metric, limits, keep, done)
+        document = {
+            "kind": "grains-sweep",
+            "version": 1,
+            "created_with": _versions(backend),
+            **facts,
+            **result,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        if result["chosen"] is not None:
+            chosen = vectors[result["points"][result["chosen"]]["vector"]]
+            about = {
+                name: document[name]
+                for name in ("created_with", "model_id", "backend", "data", "limits", "metric")
+            }
+            about |= {"points": len(points), "seed": seed, "dtype": dtype}
+            recommend(chosen, result, about).save(target)
+        text_out = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
+        write_aside(table, text_out.encode())
+        discard(table)
+        if plots is not None:
+            _plot(document, plots)
+        if as_json:
+            print(text_out)
+        else:
+            sweep_table.show(document)
+            print(f"wrote {table}")
+        if result["chosen"] is None:
+            stderr.print("no point keeps the limits; nothing is recommended", soft_wrap=True)
+            raise typer.Exit(1)
+        _note(f"recommended in {target}")
+
+
+def _note(text: str) -> None:
+    stderr.print(f"note: {text}", soft_wrap=True)
+
+
+def _target(artifacts: list[Path], deltas: Path | None, out: Path | None) -> Path:
+    """Where the chosen vector goes. Only one vector by itself has an obvious place."""
+    if out is not None:
+        if out.suffix != ".safetensors":
+            raise InputError(f"--out is '{out}', expected a .safetensors file")
+        return out
+    if len(artifacts) != 1 or deltas is not None:
+        raise InputError("--out is missing: say where the chosen one of several vectors goes")
+    return artifacts[0]
+
+
+def _table_path(artifacts: list[Path], out: Path | None) -> Path:
+    beside = out or (artifacts[0] if artifacts else Path("sweep"))
+    return beside.with_name(beside.stem + ".sweep.json")
+
+
+def _or_default(value: float | None, default: float, source: Path | None) -> float | None:
+    if source is None:
+        return None
+    return default if value is None else value
+
+
+def _engine_args(text: str | None, backend: str) -> dict[str, Any]:
+    if text is None:
+        return {}
+    if backend != "vllm":
+        raise InputError("--engine-args belongs to --backend vllm")
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--engine-args is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"--engine-args is '{text}', expected a JSON object")
+    return value
+
+
+def _group(index: int | None) -> int:
+    """The number under which a point is kept; the model without steering comes first."""
+    return 0 if index is None else index + 1
+
+
+def _done(partial: "PartialRun", count: int) -> dict[int | None, "Measures"]:
+    from offline.scoring import Measures
+
+    done: dict[int | None, Measures] = {}
+    for index in (None, *range(count)):
+        group = partial.load(_group(index))
+        if group is not None:
+            done[index] = Measures(**group[1][0])
+    return done
+
+
+def _versions(backend: str) -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    names = ["torch", "transformers", *(["vllm"] if backend == "vllm" else [])]
+    return {
+        "grains-vllm": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def _plot(document: dict[str, Any], folder: Path) -> None:
+    from offline import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plots.save(plots.dose_response(document), folder / "dose-response.png")
+    plots.save(plots.heat_map(document), folder / "heat-map.png")

@@ -1,0 +1,182 @@
+"""Scoring with one vLLM engine and the plugin: every point is just other requests of the same batch.
+
+A catalogue entry fixes its layers, so each (vector, layers) of the points is one; strength and
+positions are fields of a request. Answers are scored as part of the prompt.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from grains_vllm.vectors import SteeringVector
+from offline.errors import InputError
+from offline.scoring import Item, ItemScore, Point
+
+_REQUESTS = 2048  # handed to the engine at once, at least; so it is seldom short of work
+_LARGE_BANK = 2**30  # bytes
+_BLOCK = 32  # tokens; smaller blocks share more of a prompt, CPUs take multiples of 32
+
+
+class EngineScorer:
+    """A Scorer (see offline.scoring) over an engine that starts with the first `score`."""
+
+    def __init__(
+        self,
+        model: str,
+        vectors: Mapping[str, SteeringVector],
+        points: Sequence[Point | None],
+        longest: int,
+        engine_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Prepares the engine.
+
+        Args:
+            model: folder or hub id.
+            points: every point that will be asked for; their layers decide the engine's bank.
+            longest: most tokens of an item, prompt and answer together.
+            engine_args: more arguments of `vllm.LLM`, such as dtype.
+        """
+        self.model = model
+        self.vectors = vectors
+        sets = dict.fromkeys((point.vector, point.layers) for point in points if point is not None)
+        self.names = {key: f"v{number}" for number, key in enumerate(sets)}
+        self.longest = longest
+        self.engine_args = dict(engine_args or {})
+        self._llm: Any = None
+        self._share, self._block = True, _BLOCK
+
+    @property
+    def bank_bytes(self) -> int:
+        """Memory that the vectors take on the device."""
+        layers = {layer for _, chosen in self.names for layer in chosen}
+        hidden = next(iter(self.vectors.values())).model.hidden_size
+        return 4 * hidden * len(layers) * (len(self.names) + 1)
+
+    def start(self) -> None:
+        """Starts the engine, unless it runs."""
+        if self._llm is not None:
+            return
+        # vLLM writes its log to stdout otherwise, which belongs to --json.
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        from vllm import LLM
+
+        with tempfile.TemporaryDirectory(prefix="grains-sweep-") as folder:
+            self._llm = LLM(
+                self.model,
+                **{
+                    "skip_tokenizer_init": True,
+                    "enforce_eager": True,
+                    "max_model_len": self.longest + 1,
+                    "block_size": _BLOCK,
+                    "additional_config": self._catalogue(Path(folder)),
+                    **self.engine_args,
+                },
+            )
+        config = self._llm.llm_engine.vllm_config
+        self._block = config.cache_config.block_size
+        # A preempted request could read, from the cache, answer tokens that it has not scored.
+        blocks = -(-(self.longest + 1) // self._block)
+        needed = config.scheduler_config.max_num_seqs * blocks
+        self._share = config.cache_config.num_gpu_blocks >= needed
+
+    def _catalogue(self, folder: Path) -> dict[str, Any]:
+        for number, vector in enumerate(self.vectors.values()):
+            vector.save(folder / f"{number}.safetensors")
+        order = list(self.vectors)
+        entries = {
+            name: {
+                "path": str(folder / f"{order.index(vector)}.safetensors"),
+                "layers": list(layers),
+                "strength": 0.0,
+                "positions": "all",
+            }
+            for (vector, layers), name in self.names.items()
+        }
+        return {"grains": {"vectors": entries}} if entries else {}
+
+    def score(
+        self, items: Sequence[Item], points: Sequence[Point | None]
+    ) -> Iterator[tuple[int, list[ItemScore]]]:
+        """See offline.scoring.Scorer."""
+        self.start()
+        self._llm.reset_prefix_cache()
+        size = max(1, -(-_REQUESTS // max(len(items), 1)))
+        for start in range(0, len(points), size):
+            chunk = range(start, min(start + size, len(points)))
+            found: dict[tuple[int, int], ItemScore] = {}
+            jobs = [(number, index) for number in chunk for index in range(len(items))]
+            self._run(items, points, jobs, self._share, found)
+            # The cache hands out keys and values, no scores: where it held some of an answer, the
+            # item is scored again without it.
+            missing = [job for job in jobs if job not in found]
+            self._run(items, points, missing, False, found)
+            for number in chunk:
+                yield number, [found[number, index] for index in range(len(items))]
+
+    def _run(
+        self,
+        items: Sequence[Item],
+        points: Sequence[Point | None],
+        jobs: Sequence[tuple[int, int]],
+        share: bool,
+        found: dict[tuple[int, int], ItemScore],
+    ) -> None:
+        """Scores (point, item) `jobs`, by indices, into `found`."""
+        if not jobs:
+            return
+        prompts, params = [], []
+        primed: set[tuple[int, tuple[int, ...]]] = set()
+        for number, index in jobs:
+            item, point = items[index], points[number]
+            # First the prompt by itself: its logits are not computed, and its keys and values are
+            # then there for every answer to it.
+            whole = (len(item.prompt_ids) - 1) // self._block * self._block
+            import os
+            if share and whole >= int(os.environ.get("PRIME", "32")):
+                if (number, item.prompt_ids) not in primed:
+                    prompts.append({"prompt_token_ids": list(item.prompt_ids[:whole])})
+                    params.append(self._params(point, item, share, prime=True))
+                primed.add((number, item.prompt_ids))
+            prompts.append({"prompt_token_ids": [*item.prompt_ids, *item.response_ids]})
+            params.append(self._params(point, item, share))
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        scored = (output for output in outputs if output.prompt_logprobs is not None)
+        for (number, index), output in zip(jobs, scored, strict=True):
+            score = _score(items[index], output)
+            if score is not None:
+                found[number, index] = score
+
+    def _params(self, point: Point | None, item: Item, share: bool, prime: bool = False) -> Any:
+        from vllm import SamplingParams
+
+        steering: dict[str, Any] | None = None
+        if point is not None:
+            name = self.names.get((point.vector, point.layers))
+            if name is None:
+                raise InputError(f"{point} is not among the points that the engine was started for")
+            steering = {
+                "steering": name,
+                "steering_strength": point.strength,
+                "steering_positions": point.positions,
+            }
+            if point.positions != "all":
+                steering["steering_prompt_tokens"] = len(item.prompt_ids)
+        return SamplingParams(
+            max_tokens=1, temperature=0, detokenize=False,
+            prompt_logprobs=None if prime else 0, flat_logprobs=True,
+            skip_reading_prefix_cache=not share, extra_args=steering,
+            skip_clone=True,  # made for one request, and nobody else has it
+        )  # fmt: skip
+
+
+def _score(item: Item, output: Any) -> ItemScore | None:
+    """The item's score, or None if the prefix cache has swallowed some of it."""
+    first = len(item.prompt_ids) - 1  # the row of logits that scores the answer's first token
+    if (output.num_cached_tokens or 0) > first:
+        return None
+    flat = output.prompt_logprobs
+    return ItemScore(sum(flat.logprobs[first:]), all(rank == 1 for rank in flat.ranks[first:]))

@@ -1,0 +1,68 @@
+"""An evaluation as a table for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+
+def show(document: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints goals first, then side effects; every value and difference with its interval."""
+    console = console or Console(markup=False, highlight=False, emoji=False)
+    for side_effect, title in ((False, "Goals"), (True, "Side effects")):
+        rows = [row for row in document["tasks"] if row["side_effect"] == side_effect]
+        if rows:
+            console.print(_table(rows, document["settings"], title))
+    console.print(
+        f"[low, high]: {document['confidence']:.0%} bootstrap intervals; differences are paired, "
+        "item by item.\n"
+        "better, worse: where the interval of the difference leaves out 0."
+    )
+    for task, settings in document["provenance"]["counts"].items():
+        for setting, counts in settings.items():
+            found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            if found:
+                console.print(f"note: {task}, {setting}: {found}")
+
+
+def _table(rows: list[Mapping[str, Any]], settings: list[str], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("measured", overflow="fold", min_width=14)
+    for name in ("setting", "value", "difference", ""):
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        wish = {True: ", higher is better", False: ", lower is better", None: ""}
+        metric = "" if row["metric"] == row["task"] else f"{row['metric']}\n"
+        what = f"{row['task']}\n{metric}n {row['n']}{wish[row['higher_is_better']]}"
+        lines = [
+            (
+                name,
+                _cell(row["values"][name], ""),
+                _cell(row["differences"][name], "+") if name in row["differences"] else "",
+                _verdict(row, name),
+            )
+            for name in settings
+        ]
+        table.add_row(what, *("\n".join(column) for column in zip(*lines, strict=True)))
+        table.add_section()
+    return table
+
+
+def _cell(estimate: Mapping[str, Any], sign: str) -> str:
+    digits = 1 if abs(estimate["value"]) >= 100 else 3
+    value, low, high = (
+        "-" if estimate[key] is None else f"{estimate[key]:{sign}.{digits}f}"
+        for key in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _verdict(row: Mapping[str, Any], name: str) -> str:
+    found = row["differences"].get(name)
+    if found is None or row["higher_is_better"] is None or found["low"] is None:
+        return ""
+    if found["low"] <= 0 <= found["high"]:
+        return ""
+    return "better" if (found["low"] > 0) == row["higher_is_better"] else "worse"

@@ -1,0 +1,115 @@
+"""The points of a sweep: vectors x layers x positions x strengths, from how a person says them."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from grains_vllm.config import MAX_STRENGTH
+from grains_vllm.vectors import SteeringVector
+from offline.errors import InputError
+from offline.scoring import Point, Positions
+
+LAYERS, POSITIONS = "single;all", "all"
+STRENGTHS = "0.1,0.15,0.2,0.25,0.3,0.4,0.5,0.6,0.8"
+_EXAMPLE = "expected single, all, ranges, ranges:4 or lists such as 8-15,20, with ';' between them"
+
+
+def grid(
+    vectors: Mapping[str, SteeringVector], layers: str, strengths: str, positions: str
+) -> tuple[list[Point], int]:
+    """The points, each once, and how many repetitions were left out.
+
+    Raises:
+        InputError: naming the option.
+    """
+    values, places = parse_strengths(strengths), parse_positions(positions)
+    points = [
+        Point(name, chosen, strength, place)
+        for name, vector in vectors.items()
+        for chosen in layer_sets(layers, name, vector)
+        for place in places
+        for strength in values
+    ]
+    unique = list(dict.fromkeys(points))
+    return unique, len(points) - len(unique)
+
+
+def layer_sets(text: str, name: str, vector: SteeringVector) -> list[tuple[int, ...]]:
+    """The sets of layers that `text` means for a vector.
+
+    `single` is every layer by itself, `all` all of them at once, `ranges` the windows of 2, 4, 8,
+    ... neighbours, each half a window after the one before; `ranges:W` those of width W.
+    """
+    usable = [layer for layer in vector.layers if vector.reference_norms[layer] > 0]
+    if not usable:
+        raise InputError(f"'{name}': every reference norm is 0, so no strength steers")
+    sets: list[tuple[int, ...]] = []
+    for part in (part.strip() for part in text.split(";")):
+        width = re.fullmatch(r"ranges(?::([0-9]{1,9}))?", part)
+        if part == "single":
+            sets += [(layer,) for layer in usable]
+        elif part == "all":
+            sets.append(tuple(usable))
+        elif width is not None:
+            sets += _ranges(usable, width[1], text)
+        else:
+            sets.append(_listed(part, text, name, usable))
+    return list(dict.fromkeys(sets))
+
+
+def _ranges(usable: Sequence[int], width: str | None, text: str) -> list[tuple[int, ...]]:
+    widths = [2**n for n in range(1, len(usable).bit_length()) if 2**n < len(usable)]
+    if width is not None:
+        widths = [int(width)]
+        if not 1 <= widths[0] <= len(usable):
+            raise InputError(
+                f"--layers is '{text}', but windows of 1 to {len(usable)} are possible"
+            )
+    return [
+        tuple(usable[start : start + size])
+        for size in widths
+        for start in range(0, len(usable) - size + 1, max(size // 2, 1))
+    ]
+
+
+def _listed(part: str, text: str, name: str, usable: Sequence[int]) -> tuple[int, ...]:
+    chosen: set[int] = set()
+    for piece in part.split(","):
+        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", piece.strip())
+        if match is None:
+            raise InputError(f"--layers is '{text}', {_EXAMPLE}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InputError(f"--layers is '{text}': {piece.strip()} runs backwards")
+        chosen.update(range(first, last + 1))
+    missing = sorted(chosen - set(usable))
+    if missing:
+        raise InputError(f"--layers is '{text}', but '{name}' steers {usable}, not {missing}")
+    return tuple(sorted(chosen))
+
+
+def parse_strengths(text: str) -> list[float]:
+    """Reads `0.1,0.2`; negative ones steer the other way, 0 is no steering."""
+    values = []
+    for part in text.split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            value = math.nan
+        if not abs(value) <= MAX_STRENGTH:
+            raise InputError(f"--strengths is '{text}', expected numbers such as 0.1,0.2")
+        values.append(value + 0.0)  # -0 is 0
+    return list(dict.fromkeys(values))
+
+
+def parse_positions(text: str) -> list[Positions]:
+    """Reads `all,prompt,generation` or some of them."""
+    places: list[Positions] = []
+    for part in (part.strip() for part in text.split(",")):
+        found: list[Positions] = [place for place in get_args(Positions) if place == part]
+        if not found:
+            allowed = ", ".join(get_args(Positions))
+            raise InputError(f"--positions is '{text}', expected some of {allowed}")
+        places += found
+    return list(dict.fromkeys(places))

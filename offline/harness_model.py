@@ -1,0 +1,71 @@
+"""lm-eval's `local-completions` for one setting: its requests, and what steering adds to them."""
+
+from typing import Any
+
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+from offline.endpoint import TIMEOUT_S
+from offline.errors import InputError
+from offline.target import Setting, Target, writes_bos
+
+RETRIES = 5
+
+
+class SettingLM(LocalCompletionsAPI):
+    """The model alias, plus the request fields that an alias cannot say.
+
+    Those are `steering: none` for the base, since a server may steer by default, and where an
+    answer begins for vectors that tell prompt from answer. lm-eval cuts prompts that are too long
+    on the left; here they are refused, because the score would be another task's.
+    """
+
+    def __init__(self, target: Target, setting: Setting, max_tokens: int, chat: bool) -> None:
+        super().__init__(
+            model=setting.model,
+            base_url=f"{target.endpoint.url}/v1/completions",
+            tokenizer_backend="huggingface",
+            tokenizer=target.tokenizer_source,
+            # One at a time goes another way through lm-eval, which cannot say where answers begin.
+            num_concurrent=max(2, target.endpoint.concurrency),
+            max_retries=RETRIES,
+            max_length=target.max_length,
+            max_gen_toks=max_tokens,
+            # A chat template writes it itself.
+            add_bos_token=not chat and writes_bos(target.tokenizer),
+            # Never empty: lm-eval would send the OpenAI key of the environment instead.
+            header={"Accept": "application/json", **target.endpoint.headers},
+            timeout=int(TIMEOUT_S),
+        )
+        self._setting = setting
+
+    async def amodel_call(self, *args: Any, ctxlens: Any = None, **kwargs: Any) -> Any:
+        border = ctxlens[0] if ctxlens and self._setting.border else None
+        return await super().amodel_call(*args, ctxlens=ctxlens, border=border, **kwargs)
+
+    def _create_payload(self, *args: Any, border: int | None = None, **kwargs: Any) -> Any:
+        payload = super()._create_payload(*args, **kwargs)
+        xargs = dict(self._setting.xargs)
+        if border is not None:
+            xargs["steering_prompt_tokens"] = border
+        return {**payload, **({"vllm_xargs": xargs} if xargs else {})}
+
+    def batch_loglikelihood_requests(self, chunks: Any) -> Any:
+        chunks = list(chunks)
+        for chunk in chunks:
+            for _, context, answer in chunk:
+                self._require_fit(len(context) + len(answer), 1)
+        return super().batch_loglikelihood_requests(chunks)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        for request in requests:
+            text, asked = request.args
+            longest = asked.get("max_gen_toks", self._max_gen_toks)
+            self._require_fit(len(self.tok_encode(text)), longest)
+        return super().generate_until(requests, disable_tqdm)
+
+    def _require_fit(self, given: int, generated: int) -> None:
+        if given + generated > self.max_length + 1:
+            raise InputError(
+                f"a request has {given} tokens and asks for {generated} more, but the server's "
+                f"max_model_len is {self.max_length + 1}"
+            )

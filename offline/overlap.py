@@ -1,0 +1,101 @@
+"""Calibration, validation and test questions must differ; this finds those that do not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grains_vllm.vectors import SteeringVector
+from offline.errors import InputError
+from offline.pairs import Messages, Pair
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Fingerprints of the prompts that made or chose the vectors, each with its source.
+
+    Attributes:
+        exclude: leave questions out that were seen, instead of refusing them.
+        silent: files whose passport does not say what they were made from.
+    """
+
+    prompts: Mapping[str, str]
+    exclude: bool = False
+    silent: Sequence[str] = ()
+
+    def keep(self, name: str, prompts: Sequence[Sequence[str | Messages]]) -> list[int]:
+        """The indices of those items of which no prompt was seen.
+
+        Args:
+            name: the data's, for the message.
+            prompts: per item, every text or chat in it that could be a prompt.
+
+        Raises:
+            InputError: some were, and are not to be left out; or nothing is left.
+        """
+        where = [self._source(item) for item in prompts]
+        kept = [index for index, source in enumerate(where) if source is None]
+        found = [(index, source) for index, source in enumerate(where) if source is not None]
+        if found and not self.exclude:
+            index, source = found[0]
+            raise InputError(
+                f"{name}: {len(found)} of its {len(prompts)} questions made or chose the vector "
+                f"(number {index + 1} is among the {source}); evaluate on others, or leave these "
+                "out with --exclude-overlap"
+            )
+        if prompts and not kept:
+            raise InputError(
+                f"{name}: all of its {len(prompts)} questions made or chose the vector"
+            )
+        return kept
+
+    def _source(self, prompts: Sequence[str | Messages]) -> str | None:
+        for prompt in prompts:
+            for form in _forms(prompt):
+                source = self.prompts.get(_fingerprint(form))
+                if source is not None:
+                    return source
+        return None
+
+
+def seen_by(vectors: Mapping[str, SteeringVector], exclude: bool = False) -> Seen:
+    """Reads the passports: calibration examples, and what a sweep has chosen by."""
+    prompts: dict[str, str] = {}
+    silent = []
+    for name, vector in vectors.items():
+        examples = vector.passport.get("examples")
+        calibration = [
+            example.get("prompt_fingerprint")
+            for example in (examples if isinstance(examples, list) else [])
+            if isinstance(example, Mapping)
+        ]
+        if not any(calibration):
+            silent.append(Path(name).name)
+        validation: Any = vector.passport
+        for key in ("sweep", "data", "validation", "prompt_fingerprints"):
+            validation = validation.get(key) if isinstance(validation, Mapping) else None
+        sources = (("calibration examples", calibration), ("validation pairs", validation or []))
+        for source, fingerprints in sources:
+            prompts.update(
+                {value: f"{source} of {name}" for value in fingerprints if isinstance(value, str)}
+            )
+    return Seen(prompts, exclude, silent)
+
+
+def _forms(prompt: str | Messages) -> list[str | Messages]:
+    """The same question as text, as a chat, and in TruthfulQA's question-and-answer form."""
+    if not isinstance(prompt, str):
+        if len(prompt) != 1:
+            return [prompt]
+        text = prompt[0]["content"]
+    else:
+        text = prompt
+    question = text.strip()
+    if question.startswith("Q: ") and question.endswith("\nA:"):
+        question = question[3:-3].strip()
+    forms = dict.fromkeys([text, question, f"Q: {question}\nA:"])
+    return [prompt, *forms, *([{"role": "user", "content": form}] for form in forms)]
+
+
+def _fingerprint(prompt: str | Messages) -> str:
+    return Pair("", "", prompt, "", "").prompt_fingerprint

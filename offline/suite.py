@@ -1,0 +1,171 @@
+"""What a sweep judges steering by, read from files: pairs, controls and texts, as token ids.
+
+Controls are JSON lines in TRL's form: `prompt` (text or chat messages) and `completion`. Texts are
+the non-empty lines of a .txt file, or the `text` of JSON lines.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from grains_vllm.vectors import SteeringVector
+from offline.errors import InputError
+from offline.pairs import Pair, PairSet, _kind, _prompt, _response
+from offline.prompts import _encode, _render, _response_ids, tokenise
+from offline.scoring import Item, Suite
+from offline.sources import read_rows
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A suite and the facts that identify its data: name, sha256 and size per source, or None."""
+
+    suite: Suite
+    facts: dict[str, dict[str, Any] | None]
+
+
+def load_suite(
+    pairs: PairSet,
+    tokenizer: Any,
+    config: Any,
+    controls: Path | None = None,
+    texts: Path | None = None,
+    chat: bool = False,
+) -> Sources:
+    """Tokenises validation pairs, and reads controls and texts.
+
+    Args:
+        config: the text part of the model's config; says which ids and lengths fit.
+        chat: make a control's string prompt one user message, as `load_pairs` does for pairs.
+
+    Raises:
+        InputError: naming file, line and field.
+    """
+    suite = Suite(
+        [tokenise(pair, tokenizer) for pair in pairs.pairs],
+        [] if controls is None else list(_controls(controls, tokenizer, chat)),
+        [] if texts is None else list(_texts(texts, tokenizer)),
+    )
+    for option, path, items in (
+        ("--controls", controls, suite.controls),
+        ("--text", texts, suite.texts),
+    ):
+        if path is not None and not items:
+            raise InputError(f"{option} is '{path.name}', which holds nothing")
+    wheres = [where for pair in pairs.pairs for where in (pair.where, pair.where)]
+    wheres += [f"control {number}" for number in range(1, len(suite.controls) + 1)]
+    wheres += [f"text {number}" for number in range(1, len(suite.texts) + 1)]
+    for item, where in zip(suite.items, wheres, strict=True):
+        _require_fit(item, config, where)
+    validation = {"name": pairs.name, "sha256": pairs.sha256, "pairs": len(pairs.pairs)}
+    facts: dict[str, dict[str, Any] | None] = {
+        "validation": {**validation, "total": pairs.total},
+        "controls": _facts(controls, suite.controls),
+        "texts": _facts(texts, suite.texts),
+    }
+    return Sources(suite, facts)
+
+
+def require_disjoint(pairs: PairSet, vectors: Mapping[str, SteeringVector]) -> list[str]:
+    """Refuses validation pairs whose prompt is among a vector's calibration examples.
+
+    Returns:
+        Names of vectors that do not say what they were made from, so that nothing could be checked.
+    """
+    silent = []
+    for name, vector in vectors.items():
+        examples = vector.passport.get("examples")
+        if not isinstance(examples, list) or not examples:
+            silent.append(name)
+            continue
+        known = {example.get("prompt_fingerprint") for example in examples}
+        both = [pair.id for pair in pairs.pairs if _fingerprints(pair) & known]
+        if both:
+            shown = ", ".join(both[:10]) + (", ..." if len(both) > 10 else "")
+            raise InputError(
+                f"{pairs.name}: {len(both)} of {len(pairs.pairs)} pairs have prompts from which "
+                f"'{name}' was made (ids {shown}); judge it by others"
+            )
+    return silent
+
+
+def _fingerprints(pair: Pair) -> set[str]:
+    """The prompt's own, and those that the same question has as text, chat or question-answer."""
+    prompts = [pair.prompt]
+    if isinstance(pair.prompt, str):
+        start, end = pair.question or (0, len(pair.prompt))
+        prompts.append([{"role": "user", "content": pair.prompt[start:end]}])
+    elif len(pair.prompt) == 1:
+        question = pair.prompt[0]["content"]
+        prompts += [question, f"Q: {question}\nA:"]
+    return {replace(pair, prompt=prompt).prompt_fingerprint for prompt in prompts}
+
+
+def _controls(path: Path, tokenizer: Any, chat: bool) -> Iterator[Item]:
+    for where, row in _rows(path, "--controls", (".jsonl",)):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{where}: found {_kind(row)}, expected an object")
+        for name in ("prompt", "completion"):
+            if row.get(name) is None:
+                raise InputError(f"{where}: '{name}' is missing, expected 'prompt', 'completion'")
+        prompt = _prompt(row, where)
+        completion = _response(row, "completion", prompt, where)
+        if chat and isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        is_text = isinstance(prompt, str)
+        text = prompt if isinstance(prompt, str) else _render(prompt, tokenizer, where)[0]
+        ids, _ = _encode(tokenizer, text, special=is_text)
+        response = _response_ids(tokenizer, text, ids, completion, special=is_text)
+        for name, found in (("prompt", ids), ("completion", response)):
+            if not found:
+                raise InputError(f"{where}: '{name}' has no tokens")
+        yield Item(tuple(ids), tuple(response))
+
+
+def _texts(path: Path, tokenizer: Any) -> Iterator[Item]:
+    for where, row in _rows(path, "--text", (".txt", ".jsonl")):
+        text = row.get("text") if isinstance(row, Mapping) else row
+        if not isinstance(text, str):
+            raise InputError(f"{where}: 'text' is {_kind(text)}, expected text")
+        ids, _ = _encode(tokenizer, text, special=True)
+        if len(ids) < 2:
+            raise InputError(f"{where}: a text of {len(ids)} tokens, expected 2 or more")
+        yield Item(tuple(ids[:1]), tuple(ids[1:]))
+
+
+def _rows(path: Path, option: str, suffixes: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{option} is '{path}', expected a {' or '.join(suffixes)} file")
+    if not path.is_file():
+        raise InputError(f"{option} is '{path}': no such file")
+    if path.suffix.lower() == ".jsonl":
+        yield from read_rows(str(path), "train")[2]
+        return
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name}: not UTF-8 text ({error})") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"{path.name}, line {number}", line.rstrip("\r")
+
+
+def _facts(path: Path | None, items: Sequence[Item]) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"name": path.name, "sha256": digest, "items": len(items)}
+
+
+def _require_fit(item: Item, config: Any, where: str) -> None:
+    ids = item.prompt_ids + item.response_ids
+    if max(ids) >= config.vocab_size:
+        raise InputError(
+            f"{where}: token id {max(ids)} is beyond the model's vocabulary of "
+            f"{config.vocab_size}; the tokenizer belongs to another model"
+        )
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and len(ids) > context:
+        raise InputError(f"{where}: {len(ids)} tokens, the model takes {context}")
