@@ -23,8 +23,8 @@ from rich.text import Text
 from grains_vllm.vectors import ArtifactError
 from offline.errors import InputError
 
-# No markup: messages quote names that may hold brackets.
-stderr = Console(stderr=True, highlight=False, markup=False)
+# No markup or emoji: messages quote names that may hold brackets or colons.
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Force = Annotated[bool, typer.Option(help="Overwrite an existing --out.")]

@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,6 +98,11 @@ def evaluate(
 ) -> None:
     """Compare a model with and without steering: tasks, intervals, side effects."""
     with input_errors(f"the same command goes on from {out.name}.partial, if it is there"):
+        missing = [name for name in ("httpx", "scipy") if find_spec(name) is None]
+        if missing:
+            raise InputError(
+                f"{', '.join(missing)} is not installed: pip install 'grains-vllm[eval]'"
+            )
         vectors = vector or []
         _require_target(url, steered, vectors, strength, layers, positions, serve_args)
         if not 0 < confidence < 1:

@@ -79,3 +79,10 @@ def test_without_lm_eval_it_says_what_to_install(folder, monkeypatch):
     result = run(*URL, "--task", "mmlu")
     assert result.exit_code == 2
     assert "pip install 'grains-vllm[eval]'" in result.stderr
+
+
+def test_without_its_own_libraries_too(folder, monkeypatch):
+    monkeypatch.setattr("offline.commands.evaluate.find_spec", lambda name: None)
+    result = run(*URL, *TEXT)
+    assert result.exit_code == 2
+    assert "httpx, scipy is not installed: pip install 'grains-vllm[eval]'" in result.stderr
