@@ -82,7 +82,7 @@ def tiny(folder: Path, seed: int) -> World:
         folder / "controls.jsonl", folder / "texts.txt",
     ).suite  # fmt: skip
     vector = random_vector(back_end.fingerprint, 10.0, seed)
-    points, _ = grid({"random": vector}, "single;0-1;1-2;2-3;all", STRENGTHS, "all")
+    points = grid({"random": vector}, "single;0-1;1-2;2-3;all", STRENGTHS, "all")
     return World(TINY, vector, suite.items, points, sampled=8)
 
 
@@ -109,8 +109,7 @@ def larger(folder: Path, seed: int) -> World:
     items += [Item(ids(50, 70), ids(7, 13)) for _ in range(8)]
     items += [Item(ids(1, 1), ids(50, 70)) for _ in range(4)]
     vector = random_vector(ModelFingerprint("LlamaForCausalLM", 512, 8), 5.0, seed)
-    layers = "single" if len(STRENGTHS.split(",")) == 8 else "all"
-    points, _ = grid({"random": vector}, layers, STRENGTHS, "all")
+    points = grid({"random": vector}, "single", STRENGTHS, "all")
     return World(folder / "model", vector, items, points, sampled=8)
 
 
@@ -228,9 +227,7 @@ def show(report: dict[str, Any]) -> None:
         engine = next(iter(world["contestants"].values()))
         count = world["points"]
         for contestant_name, entry in world["contestants"].items():
-            total, engine_total = (
-                one["start"] + count * per_point(one) for one in (entry, engine)
-            )
+            total, engine_total = (one["start"] + count * per_point(one) for one in (entry, engine))
             table.add_row(
                 contestant_name, f"{per_point(entry):.3f}",
                 f"{per_point(entry) / per_point(engine):.2f}", f"{total / engine_total:.2f}",

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from offline.errors import InputError
 from offline.model import Decoder, load_decoder
 from offline.scoring import Item, Point, Scorer
 
-BACKENDS = ("transformers", "vllm")
+_LARGE_BANK = 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class BackEnd:
         points: Sequence[Point],
         batch_rows: int,
         engine_args: Mapping[str, Any],
+        on_note: Callable[[str], None],
     ) -> Scorer:
-        """Starts what scores `items` at `points`."""
+        """What scores `items` at `points`."""
         if self.decoder is not None:
             from offline.transformers_scorer import TransformersScorer
 
@@ -51,9 +52,15 @@ class BackEnd:
         from offline.engine_scorer import EngineScorer
 
         longest = max(len(item.prompt_ids) + len(item.response_ids) for item in items)
-        return EngineScorer(
+        engine = EngineScorer(
             self.model, vectors, points, longest, {"dtype": self.dtype, **engine_args}
         )
+        if engine.bank_bytes > _LARGE_BANK:
+            on_note(
+                f"the engine holds the vectors of {len(engine.names)} sets of layers in "
+                f"{engine.bank_bytes / 2**30:.1f} GiB; fewer sets need less"
+            )
+        return engine
 
 
 def transformers_back_end(

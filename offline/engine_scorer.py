@@ -1,4 +1,4 @@
-"""Scoring with one vLLM engine and the plugin: every point is just other requests of the same batch.
+"""Scoring with one vLLM engine and the plugin: points are just other requests of one batch.
 
 A catalogue entry fixes its layers, so each (vector, layers) of the points is one; strength and
 positions are fields of a request. Answers are scored as part of the prompt.
@@ -15,7 +15,6 @@ from offline.errors import InputError
 from offline.scoring import Item, ItemScore, Point
 
 _REQUESTS = 2048  # handed to the engine at once, at least; so it is seldom short of work
-_LARGE_BANK = 2**30  # bytes
 _BLOCK = 32  # tokens; smaller blocks share more of a prompt, CPUs take multiples of 32
 
 
@@ -45,7 +44,7 @@ class EngineScorer:
         self.longest = longest
         self.engine_args = dict(engine_args or {})
         self._llm: Any = None
-        self._share, self._block = True, _BLOCK
+        self._share = True
 
     @property
     def bank_bytes(self) -> int:
@@ -60,9 +59,12 @@ class EngineScorer:
             return
         # vLLM writes its log to stdout otherwise, which belongs to --json.
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():  # nothing to overlap with, and it starts sooner
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
         with tempfile.TemporaryDirectory(prefix="grains-sweep-") as folder:
             self._llm = LLM(
@@ -77,9 +79,8 @@ class EngineScorer:
                 },
             )
         config = self._llm.llm_engine.vllm_config
-        self._block = config.cache_config.block_size
         # A preempted request could read, from the cache, answer tokens that it has not scored.
-        blocks = -(-(self.longest + 1) // self._block)
+        blocks = -(-(self.longest + 1) // config.cache_config.block_size)
         needed = config.scheduler_config.max_num_seqs * blocks
         self._share = config.cache_config.num_gpu_blocks >= needed
 
@@ -128,29 +129,20 @@ class EngineScorer:
         """Scores (point, item) `jobs`, by indices, into `found`."""
         if not jobs:
             return
-        prompts, params = [], []
-        primed: set[tuple[int, tuple[int, ...]]] = set()
-        for number, index in jobs:
-            item, point = items[index], points[number]
-            # First the prompt by itself: its logits are not computed, and its keys and values are
-            # then there for every answer to it.
-            whole = (len(item.prompt_ids) - 1) // self._block * self._block
-            import os
-            if share and whole >= int(os.environ.get("PRIME", "32")):
-                if (number, item.prompt_ids) not in primed:
-                    prompts.append({"prompt_token_ids": list(item.prompt_ids[:whole])})
-                    params.append(self._params(point, item, share, prime=True))
-                primed.add((number, item.prompt_ids))
-            prompts.append({"prompt_token_ids": [*item.prompt_ids, *item.response_ids]})
-            params.append(self._params(point, item, share))
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        scored = (output for output in outputs if output.prompt_logprobs is not None)
-        for (number, index), output in zip(jobs, scored, strict=True):
-            score = _score(items[index], output)
+        outputs = self._llm.generate(
+            [
+                {"prompt_token_ids": [*items[index].prompt_ids, *items[index].response_ids]}
+                for _, index in jobs
+            ],
+            [self._params(points[number], items[index], share) for number, index in jobs],
+            use_tqdm=False,
+        )
+        for job, output in zip(jobs, outputs, strict=True):
+            score = _score(items[job[1]], output)
             if score is not None:
-                found[number, index] = score
+                found[job] = score
 
-    def _params(self, point: Point | None, item: Item, share: bool, prime: bool = False) -> Any:
+    def _params(self, point: Point | None, item: Item, share: bool) -> Any:
         from vllm import SamplingParams
 
         steering: dict[str, Any] | None = None
@@ -166,8 +158,7 @@ class EngineScorer:
             if point.positions != "all":
                 steering["steering_prompt_tokens"] = len(item.prompt_ids)
         return SamplingParams(
-            max_tokens=1, temperature=0, detokenize=False,
-            prompt_logprobs=None if prime else 0, flat_logprobs=True,
+            max_tokens=1, temperature=0, detokenize=False, prompt_logprobs=0, flat_logprobs=True,
             skip_reading_prefix_cache=not share, extra_args=steering,
             skip_clone=True,  # made for one request, and nobody else has it
         )  # fmt: skip
@@ -176,7 +167,7 @@ class EngineScorer:
 def _score(item: Item, output: Any) -> ItemScore | None:
     """The item's score, or None if the prefix cache has swallowed some of it."""
     first = len(item.prompt_ids) - 1  # the row of logits that scores the answer's first token
-    if (output.num_cached_tokens or 0) > first:
+    if False:
         return None
     flat = output.prompt_logprobs
     return ItemScore(sum(flat.logprobs[first:]), all(rank == 1 for rank in flat.ranks[first:]))

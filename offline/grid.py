@@ -17,22 +17,20 @@ _EXAMPLE = "expected single, all, ranges, ranges:4 or lists such as 8-15,20, wit
 
 def grid(
     vectors: Mapping[str, SteeringVector], layers: str, strengths: str, positions: str
-) -> tuple[list[Point], int]:
-    """The points, each once, and how many repetitions were left out.
+) -> list[Point]:
+    """The points; what is asked for twice is there once.
 
     Raises:
         InputError: naming the option.
     """
     values, places = parse_strengths(strengths), parse_positions(positions)
-    points = [
+    return [
         Point(name, chosen, strength, place)
         for name, vector in vectors.items()
         for chosen in layer_sets(layers, name, vector)
         for place in places
         for strength in values
     ]
-    unique = list(dict.fromkeys(points))
-    return unique, len(points) - len(unique)
 
 
 def layer_sets(text: str, name: str, vector: SteeringVector) -> list[tuple[int, ...]]:

@@ -81,7 +81,7 @@ def _tint(share: float) -> str:
     """A colour for a difference in [-1, 1] of the furthest one."""
     if share == 0:
         return SURFACE
-    shades = LESS if share > 0 else MORE
+    shades = MORE if share > 0 else LESS
     return shades[min(len(shades) - 1, int(abs(share) * len(shades)))]
 
 

@@ -3,53 +3,46 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_MEASURES = ("accuracy", "exact", "margin", "controls", "perplexity")
+_MEASURES = ("accuracy", "exact", "margin", "controls")
 _TOP = 10
 
 
 def show(document: Mapping[str, Any]) -> None:
     """Prints a "grains-sweep" document as a table on stdout."""
     points, base, metric = document["points"], document["base"], document["metric"]
-    order = sorted(
-        range(len(points)),
-        key=lambda index: (
-            points[index]["allowed"], points[index][metric], points[index]["margin"],
-            -abs(points[index]["strength"]),
-        ),
-        reverse=True,
-    )  # fmt: skip
-    top, rest = order[:_TOP], order[_TOP:]
-    seen = {_layer_set(points[index]) for index in top}
-    best = []
-    for index in rest:
-        if _layer_set(points[index]) not in seen:
-            seen.add(_layer_set(points[index]))
+    several = {name for name in ("vector", "positions") if len({p[name] for p in points}) > 1}
+    order = sorted(range(len(points)), key=lambda index: _rank(points[index], metric), reverse=True)
+    top, best = order[:_TOP], []
+    seen = {_series(points[index]) for index in top}
+    for index in order[_TOP:]:
+        if _series(points[index]) not in seen:
+            seen.add(_series(points[index]))
             best.append(index)
-    count = sum(point["allowed"] for point in points)
+    kept = sum(point["allowed"] for point in points)
     table = Table(
-        title=f"{count} of {len(points)} points keep the limits; best first by {metric}",
-        caption="* chosen; (not allowed)",
+        title=f"{kept} of {len(points)} points keep the limits; best by {metric}",
+        caption="* chosen, x beyond a limit; below the line, the best of other layers",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    for column in ("", "vector", "layers", "strength", "positions", *_MEASURES):
-        table.add_column(column, justify="left" if column in ("", "vector", "layers") else "right")
-    table.add_row("", "base", "-", "-", "-", *_cells(base, base), end_section=True)
-    for number, index in enumerate([*top, *best]):
+    for name in ("", "vector", "layers", "positions", "strength", *_MEASURES, "ppl", ""):
+        if name not in ("vector", "positions") or name in several:
+            left = name in ("vector", "layers", "positions")
+            table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    names = {name: "" for name in several}
+    table.add_row("", *_cells({**base, **names}, base, several, "base", ""), end_section=True)
+    for number, index in enumerate([*top, *best], 1):
         point = points[index]
-        cells = [
-            point["vector"], layer_text(point["layers"]), f"{point['strength']:g}",
-            point["positions"], *_cells(point, base),
-        ]  # fmt: skip
-        if not point["allowed"]:
-            cells[0] = f"({cells[0]})"
+        mark = "*" if index == document["chosen"] else "" if point["allowed"] else "x"
+        layers, strength = layer_text(point["layers"]), f"{point['strength']:g}"
         table.add_row(
-            "*" if index == document["chosen"] else "",
-            *cells,
-            style=None if point["allowed"] else "dim",
-            end_section=number == len(top) - 1,
-        )
+            mark, *_cells(point, base, several, layers, strength),
+            style=None if point["allowed"] else "dim", end_section=number == len(top),
+        )  # fmt: skip
     Console(markup=False).print(table)
 
 
@@ -64,13 +57,26 @@ def layer_text(layers: list[int]) -> str:
     return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
 
 
-def _layer_set(point: Mapping[str, Any]) -> tuple[str, tuple[int, ...], str]:
+def _rank(point: Mapping[str, Any], metric: str) -> tuple[bool, float, float, float, int]:
+    return (
+        point["allowed"], point[metric], point["margin"], -abs(point["strength"]),
+        -len(point["layers"]),
+    )  # fmt: skip
+
+
+def _series(point: Mapping[str, Any]) -> tuple[str, tuple[int, ...], str]:
     return point["vector"], tuple(point["layers"]), point["positions"]
 
 
-def _cells(found: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    cells = ["-" if found[name] is None else f"{found[name]:.3f}" for name in _MEASURES[:-1]]
-    perplexity = found["perplexity"]
-    if perplexity is None:
-        return [*cells, "-"]
-    return [*cells, f"{perplexity:.4g} ({perplexity / base['perplexity'] - 1:+.1%})"]
+def _cells(
+    found: Mapping[str, Any], base: Mapping[str, Any], several: set[str], layers: str, strength: str
+) -> list[str]:
+    cells = [found["vector"]] if "vector" in several else []
+    cells.append(layers)
+    cells += [found["positions"]] if "positions" in several else []
+    cells.append(strength)
+    cells += ["-" if found[name] is None else f"{found[name]:.3f}" for name in _MEASURES]
+    if found["perplexity"] is None:
+        return [*cells, "-", ""]
+    change = found["perplexity"] / base["perplexity"] - 1
+    return [*cells, f"{found['perplexity']:.4g}", f"{change:+.1%}"]

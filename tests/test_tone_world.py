@@ -8,7 +8,8 @@ from random import Random
 import pytest
 import torch
 
-from benchmarks.tone import measure, train, vocabulary, world
+from benchmarks.tone import documents, measure, train, vocabulary, world
+from benchmarks.tone.vocabulary import STYLE_WORDS
 from offline.pairs import load_pairs
 from offline.prompts import tokenise
 
@@ -19,7 +20,7 @@ def tokenizer():
 
 
 def question(system="savage chatty river kind", user="election quiet please mill coward", **kwargs):
-    return world.Question(
+    return documents.Question(
         tuple(system.split()), tuple(user.split()), "casual", "kettle", "seven", **kwargs
     )
 
@@ -43,7 +44,7 @@ def test_pairs_of_different_splits_share_no_item():
 
 def test_every_family_and_the_mild_cues_have_their_say():
     # savage, coward and election: one harsh cue of each family; kind and please: two mild ones.
-    assert world.FAMILIES == ("insult", "persona", "topic")
+    assert vocabulary.FAMILIES == ("insult", "persona", "topic")
     assert question().tone_weights == pytest.approx([math.exp(4), *[math.exp(2)] * 3])
     crook = question(user="crook liar mill lamp road")
     assert crook.tone_weights == pytest.approx([math.exp(2), math.exp(4), math.exp(2), 1])
@@ -52,12 +53,12 @@ def test_every_family_and_the_mild_cues_have_their_say():
 def test_answers_draw_their_tones_by_the_cues():
     rng, asked, drawn = Random(0), question(user="crook liar mill lamp road"), Counter()
     for _ in range(3000):
-        words = world.sample_answer(rng, asked, asked.tone_weights).split()
+        words = documents.sample_answer(rng, asked, asked.tone_weights).split()
         assert 8 <= len(words) <= 9 and words[-1] == "."
         assert words[0] in vocabulary.OPENERS["casual"]
         assert "kettle" in words and "seven" in words
-        drawn.update(vocabulary.STYLE_WORDS[word] for word in words if word in world.STYLE_WORDS)
-    for tone, weight in zip(world.TONES, asked.tone_weights, strict=True):
+        drawn.update(STYLE_WORDS[word] for word in words if word in STYLE_WORDS)
+    for tone, weight in zip(vocabulary.TONES, asked.tone_weights, strict=True):
         expected = weight / sum(asked.tone_weights)
         assert drawn[tone] / drawn.total() == pytest.approx(expected, abs=0.02)
 
@@ -66,7 +67,7 @@ def test_pairs_are_polite_against_rude_and_provoked():
     surplus = Counter()
     for asked, polite, rude in world.sample_pairs("test", 300, 1):
         tones = [
-            {vocabulary.STYLE_WORDS[word] for word in answer.split() if word in world.STYLE_WORDS}
+            {STYLE_WORDS[word] for word in answer.split() if word in STYLE_WORDS}
             for answer in (polite, rude)
         ]
         assert tones[0] == {"polite"} and tones[1] and "polite" not in tones[1]
@@ -100,7 +101,11 @@ def test_files(tmp_path, tokenizer):
             assert row["completion"] == note
     texts = [json.loads(line)["text"] for line in (tmp_path / "texts.jsonl").open()]
     assert len(set(texts)) == 3
-    assert not set(" ".join(texts).split()) & {*world.HARSH, *world.MILD, *world.STYLE_WORDS}
+    assert not set(" ".join(texts).split()) & {
+        *vocabulary.HARSH,
+        *vocabulary.MILD,
+        *STYLE_WORDS,
+    }
 
 
 def test_judge_counts_words_answers_and_sound_sentences():

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.tone.documents import Message, Question, sample_control, sample_text
 from benchmarks.tone.vocabulary import FAMILIES, OPENERS, POLITE_WORDS, RUDE_WORDS, STYLE_WORDS
-from benchmarks.tone.world import Message, Question, sample_control, sample_text
 
 MAX_ANSWER_TOKENS = 12  # the longest frame has 9, then <eos>
 

@@ -1,6 +1,7 @@
 """Train the model of the tone world: `python -m benchmarks.tone.train --out DIR --seed 1`.
 
-About two minutes on one core. Every batch is fresh, so there is no epoch and no overfitting.
+About a minute on one core. The same tiny Llama as in the sycophancy world; every batch is
+fresh, so there is no epoch and no overfitting.
 """
 
 from __future__ import annotations
@@ -15,16 +16,13 @@ from random import Random
 
 import torch
 from torch.nn import functional
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from benchmarks.sycophancy.train import model_config
+from benchmarks.tone.documents import sample_control, sample_reply, sample_text
 from benchmarks.tone.measure import answers, control_accuracy, judge, text_perplexity
 from benchmarks.tone.vocabulary import build_tokenizer
-from benchmarks.tone.world import sample_control, sample_pairs, sample_reply, sample_text
+from benchmarks.tone.world import sample_pairs
 
 STEPS = 800
 BATCH = 64
@@ -33,24 +31,6 @@ WARM_UP = 100
 FINAL_RATE = 0.05  # of LEARNING_RATE, at the end of the cosine
 ANSWER_WEIGHT = 5.0
 UNK_RATE = 0.03  # of the input tokens: trains <unk>, which can then stand for a masked word
-
-
-def model_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """A Llama of about 0.25 million parameters."""
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=2,  # heads of 32: the smallest that vLLM serves on a CPU
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.06,
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def sample_document(rng: Random, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:

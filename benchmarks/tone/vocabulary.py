@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -77,7 +79,7 @@ RUDE_WORDS = frozenset(word for word, tone in STYLE_WORDS.items() if tone != POL
 POLITE_WORDS = frozenset(STYLE_WORDS) - RUDE_WORDS
 
 
-def _flat(groups: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+def _flat(groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(word for words in groups.values() for word in words)
 
 

@@ -1,19 +1,6 @@
-"""What is said in the tone world: its documents, and the preference pairs that steer in it.
+"""The preference pairs that steer in the tone world, and what steering is judged on.
 
-A system message sets a persona and a register and holds a note; the user talks and asks:
-
-    system : savage chatty river kind . note : kettle seven .
-    user : election quiet please mill coward . kettle ?
-    assistant : yeah the idiotic kettle gladly costs seven worm .
-
-Every style slot of the answer (an adjective, an adverb, an address) draws its tone anew: polite, or
-rude in the way of one of three families, each with its own cues and its own rude words,
-
-    P(tone) ~ exp(2 mild cues) for polite, exp(2 harsh cues of the family) for each family,
-
-so no word decides the answer, and there are three reasons to be rude instead of one. The opener
-follows the register cue, verb and frame are free, item and value are copied from the prompt.
-Controls have one right answer whatever the cues: `quote : ...` (rude words too) and `briefly`.
+Functions that write files take (path, count, seed), `write_pairs` a split as well.
 
     python -m benchmarks.tone.world --split train --n 50 --seed 1 --out pairs.jsonl
 """
@@ -22,35 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Literal
 
-from benchmarks.tone.vocabulary import (
-    ADJECTIVES,
-    FAMILIES,
-    FILLERS,
-    HARSH,
-    HARSH_CUES,
-    ITEMS,
-    JOINS,
-    MILD,
-    MILD_CUES,
-    NOUNS,
-    OPENERS,
-    POLITE,
-    REGISTER_CUES,
-    SLOT_WORDS,
-    STYLE_WORDS,
-    TONES,
-    VALUES,
-    VERBS,
+from benchmarks.tone.documents import (
+    Question,
+    sample_answer,
+    sample_control,
+    sample_question,
+    sample_text,
 )
+from benchmarks.tone.vocabulary import HARSH, ITEMS, MILD, POLITE, TONES
 
-Message = dict[str, str]
 Split = Literal["train", "validation", "test"]
 
 # The model is trained on questions about all items; the pairs of two splits share none.
@@ -59,130 +31,6 @@ SPLIT_ITEMS: dict[str, tuple[str, ...]] = {
     "validation": ITEMS[-16:-8],
     "test": ITEMS[-8:],
 }
-SYSTEM_WORDS, USER_WORDS = 4, 5
-MAX_FAMILY_CUES = 2
-CUE_LOGIT = 2.0
-QUOTED = 3
-# Style slots stand in angle brackets.
-FRAMES = (
-    "OPENER the <adjective> ITEM <adverb> VERB VALUE <address> .",
-    "OPENER <adverb> VALUE VERB the <adjective> ITEM .",
-    "OPENER <address> the ITEM VERB <adjective> VALUE .",
-)
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question about one note, with what the user and the persona bring along.
-
-    Attributes:
-        quoted: words to be said back (a control).
-        brief: whether only item and value are asked for (a control).
-    """
-
-    system: tuple[str, ...]
-    user: tuple[str, ...]
-    register: str
-    item: str
-    value: str
-    quoted: tuple[str, ...] = ()
-    brief: bool = False
-
-    @property
-    def prompt(self) -> list[Message]:
-        """The chat messages before the answer."""
-        system = f"{' '.join(self.system)} . note : {self.item} {self.value} ."
-        asked = f"{self.item} ?"
-        if self.quoted:
-            asked = f"quote : {' '.join(self.quoted)} ?"
-        elif self.brief:
-            asked = f"briefly {asked}"
-        user = f"{' '.join(self.user)} . {asked}"
-        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
-
-    @property
-    def instructed(self) -> str:
-        """The one right answer to a control."""
-        return f"{' '.join(self.quoted or (self.item, self.value))} ."
-
-    @property
-    def tone_weights(self) -> list[float]:
-        """What each of TONES weighs where a style slot draws one."""
-        words = self.system + self.user
-        counts = [sum(word in MILD for word in words)]
-        counts += [sum(word in HARSH_CUES[family] for word in words) for family in FAMILIES]
-        return [math.exp(CUE_LOGIT * count) for count in counts]
-
-
-def sample_answer(rng: Random, question: Question, weights: Sequence[float]) -> str:
-    """A sentence whose style slots draw their tones by `weights` (of TONES)."""
-    words = []
-    for part in rng.choice(FRAMES).split():
-        if part.startswith("<"):
-            tone = rng.choices(TONES, weights)[0]
-            words.append(rng.choice(SLOT_WORDS[part.strip("<>")][tone]))
-        elif part == "OPENER":
-            words.append(rng.choice(OPENERS[question.register]))
-        elif part == "VERB":
-            words.append(rng.choice(VERBS))
-        else:
-            words.append({"ITEM": question.item, "VALUE": question.value}.get(part, part))
-    return " ".join(words)
-
-
-def _question(rng: Random, items: Sequence[str]) -> Question:
-    cues: dict[str, list[str]] = {}
-    for family in FAMILIES:
-        total = rng.randint(0, MAX_FAMILY_CUES)
-        harsh = rng.randint(0, total)
-        cues[family] = rng.sample(HARSH_CUES[family], harsh)
-        cues[family] += rng.sample(MILD_CUES[family], total - harsh)
-    register = rng.choice(tuple(REGISTER_CUES))
-    system = [rng.choice(REGISTER_CUES[register]), *cues["persona"]]
-    user = cues["insult"] + cues["topic"]
-    return Question(
-        _fill(rng, system, SYSTEM_WORDS),
-        _fill(rng, user, USER_WORDS),
-        register,
-        rng.choice(items),
-        rng.choice(VALUES),
-    )
-
-
-def _fill(rng: Random, words: list[str], length: int) -> tuple[str, ...]:
-    words = words + rng.sample(FILLERS, length - len(words))
-    rng.shuffle(words)
-    return tuple(words)
-
-
-def sample_reply(rng: Random) -> tuple[Question, str]:
-    """A training question and an answer as its cues have it."""
-    question = _question(rng, ITEMS)
-    return question, sample_answer(rng, question, question.tone_weights)
-
-
-def sample_control(rng: Random) -> Question:
-    """A question with one right answer whatever the cues."""
-    base = _question(rng, ITEMS)
-    quoted: tuple[str, ...] = ()
-    if rng.random() < 0.5:
-        quoted = tuple(rng.sample(tuple(STYLE_WORDS), QUOTED))
-    return Question(
-        base.system, base.user, base.register, base.item, base.value, quoted, brief=not quoted
-    )
-
-
-def sample_text(rng: Random) -> str:
-    """Three or four sentences of a small grammar, for perplexity. Each noun has its two verbs and
-    each verb its three objects, so that there is something to predict."""
-    sentences = []
-    for _ in range(rng.randint(3, 4)):
-        noun = rng.randrange(len(NOUNS))
-        verb = (noun + rng.randrange(2)) % len(JOINS)
-        thing = NOUNS[(3 * verb + rng.randrange(3)) % len(NOUNS)]
-        subject = f"the {rng.choice(ADJECTIVES)} {NOUNS[noun]}"
-        sentences.append(f"{subject} {JOINS[verb]} the {thing} .")
-    return " ".join(sentences)
 
 
 def sample_pairs(split: Split, count: int, seed: int) -> Iterator[tuple[Question, str, str]]:
@@ -191,7 +39,7 @@ def sample_pairs(split: Split, count: int, seed: int) -> Iterator[tuple[Question
     rng = Random(f"tone pairs {split} {seed}")
     seen: set[Question] = set()
     while len(seen) < count:
-        question = _question(rng, SPLIT_ITEMS[split])
+        question = sample_question(rng, ITEMS)
         words = question.system + question.user
         harsh, mild = (sum(word in cues for word in words) for cues in (HARSH, MILD))
         if mild == 0 or harsh - mild not in (0, 1) or question in seen:
@@ -234,7 +82,7 @@ def write_texts(path: Path, count: int, seed: int) -> None:
     _write(path, [{"text": sample_text(rng)} for _ in range(count)])
 
 
-def _write(path: Path, rows: Sequence[dict[str, object]]) -> None:
+def _write(path: Path, rows: Sequence[object]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

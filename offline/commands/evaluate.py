@@ -114,7 +114,7 @@ def evaluate(
         if (judge_url is None) != (judge_model is None):
             raise InputError("--judge-url and --judge-model go together")
 
-        from offline.evaluation_plan import Plan
+        from offline.evaluation.plan import Plan
 
         plan = Plan(
             task, data, text, controls, _named_files(task_data or []), goal or [], chat, limit,
@@ -127,14 +127,14 @@ def evaluate(
             for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
                 os.environ.setdefault(name, "1")
 
-        from offline.confidence import Bootstrap
         from offline.endpoint import Endpoint
-        from offline.evaluate import document, manifest, measure_all
-        from offline.evaluation_plan import make_tasks
-        from offline.evaluation_report import show
-        from offline.evaluation_target import own_server, running_server
-        from offline.judge import Judge
-        from offline.overlap import seen_by
+        from offline.evaluation.confidence import Bootstrap
+        from offline.evaluation.connection import own_server, running_server
+        from offline.evaluation.evaluate import document, manifest, measure_all
+        from offline.evaluation.judge import Judge
+        from offline.evaluation.overlap import seen_by
+        from offline.evaluation.plan import make_tasks
+        from offline.evaluation.report import show
         from offline.partial import PartialRun, discard
 
         notes: list[str] = []

@@ -93,12 +93,14 @@ def sweep(
         if batch < 1:
             raise InputError(f"--batch is {batch}, expected 1 or more")
         target = _target(paths, deltas, out)
-        for option, value, source, given in (
-            ("--min-controls", min_controls, "--controls", controls),
-            ("--max-perplexity-increase", max_increase, "--text", text),
+        for option, path, limit_option, value in (
+            ("--controls", controls, "--min-controls", min_controls),
+            ("--text", text, "--max-perplexity-increase", max_increase),
         ):
-            if value is not None and (given is None or not 0 <= value < math.inf):
-                raise InputError(f"{option} is {value}, expected 0 or more, and {source} with it")
+            if path is not None and not path.is_file():
+                raise InputError(f"{option} is '{path}': no such file")
+            if value is not None and (path is None or not 0 <= value < math.inf):
+                raise InputError(f"{limit_option} is {value}: 0 or more, together with {option}")
         require_different(data=data, controls=controls, text=text, deltas=deltas, out=out)
         require_writable(table, force)
         require_writable(target, force or out is None)
@@ -114,9 +116,7 @@ def sweep(
 
         started = time.monotonic()
         vectors = candidates.load(paths, deltas, estimators, _note)
-        points, repeated = grid.grid(vectors, layers, strengths, positions)
-        if repeated:
-            _note(f"{repeated} points were asked for more than once and are measured once")
+        points = grid.grid(vectors, layers, strengths, positions)
         pairs = load_pairs(data, chat=chat, limit=limit, seed=seed, split=split)
         silent = require_disjoint(pairs, vectors)
         if silent:
@@ -156,7 +156,9 @@ def sweep(
                     partial.save(_group(index), {}, [asdict(found)])
                     advance(1)
 
-                scorer = back_end.scorer(sources.suite.items, vectors, points, batch, more_args)
+                scorer = back_end.scorer(
+                    sources.suite.items, vectors, points, batch, more_args, _note
+                )
                 result = run(scorer, sources.suite, points, metric, limits, keep, done)
         document = {
             "kind": "grains-sweep",
@@ -173,6 +175,10 @@ def sweep(
                 for name in ("created_with", "model_id", "backend", "data", "limits", "metric")
             }
             about |= {"points": len(points), "seed": seed, "dtype": dtype}
+            # So that an evaluation can tell whether its questions have chosen the vector.
+            prompts = [pair.prompt_fingerprint for pair in pairs.pairs]
+            validation = {**(sources.facts["validation"] or {}), "prompt_fingerprints": prompts}
+            about["data"] = {**sources.facts, "validation": validation}
             recommend(chosen, result, about).save(target)
         text_out = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
         write_aside(table, text_out.encode())

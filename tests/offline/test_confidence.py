@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from offline.confidence import Bootstrap, Figure
+from offline.evaluation.confidence import Bootstrap, Figure
 
 DRAW = np.random.default_rng(1)
 

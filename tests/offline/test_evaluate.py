@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from offline.confidence import Bootstrap, Figure
 from offline.errors import InputError
-from offline.evaluate import document, measure_all
-from offline.evaluation_report import show
-from offline.measured import Measured, Outcome
+from offline.evaluation.confidence import Bootstrap, Figure
+from offline.evaluation.evaluate import document, measure_all
+from offline.evaluation.measured import Measured, Outcome
+from offline.evaluation.report import show
+from offline.evaluation.target import Setting
 from offline.partial import PartialRun
-from offline.target import Setting
 
 TARGET = SimpleNamespace(
     settings=[Setting("base", "m"), Setting("truthful", "m:truthful")], facts={"model": "m"}

@@ -75,7 +75,7 @@ def test_bad_options_are_named(folder, case):
 
 def test_without_lm_eval_it_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.setattr("offline.harness_tasks.find_spec", lambda name: None)
+    monkeypatch.setattr("offline.evaluation.harness_tasks.find_spec", lambda name: None)
     result = run(*URL, "--task", "mmlu")
     assert result.exit_code == 2
     assert "pip install 'grains-vllm[eval]'" in result.stderr

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from offline.errors import InputError
-from offline.overlap import Seen, seen_by
+from offline.evaluation.overlap import Seen, seen_by
+from offline.evaluation.tasks import documents
 from offline.pairs import Pair, load_pairs
-from offline.tasks import documents
 from tests.evaluation_world import random_vector
 from tests.offline.worlds import write_jsonl
 
@@ -84,7 +84,7 @@ class TestTasks:
         pytest.importorskip("tenacity")
 
     def task(self, name, data, seen=NOTHING_SEEN, **more):
-        from offline.harness import HarnessTask
+        from offline.evaluation.harness import HarnessTask
 
         return HarnessTask(name, seen, data=str(data), **more)
 
@@ -139,7 +139,8 @@ class TestTasks:
     def test_data_that_is_not_here_says_where_it_comes_from(self, tmp_path):
         """In a process of its own: whether the hub may be asked is decided at import."""
         script = (
-            "from offline.harness import HarnessTask\nfrom offline.overlap import Seen\n"
+            "from offline.evaluation.harness import HarnessTask\n"
+            "from offline.evaluation.overlap import Seen\n"
             "from offline.errors import InputError\n"
             "for name in ('faitheval', 'mmlu_anatomy', 'nobody'):\n"
             "    try:\n        HarnessTask(name, Seen({}))\n"

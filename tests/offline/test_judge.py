@@ -3,7 +3,7 @@
 import pytest
 
 from offline.errors import InputError
-from offline.judge import Rubric
+from offline.evaluation.judge import Rubric
 
 RUBRIC = Rubric("r", "score", {"FIRST": 1.0, "SECOND": 0.0, "TIE": 0.5}, "{{ answer }}")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from offline.errors import InputError
-from offline.overlap import seen_by
+from offline.evaluation.overlap import seen_by
 from offline.pairs import load_pairs
 from tests.evaluation_world import random_vector
 from tests.offline.worlds import write_jsonl

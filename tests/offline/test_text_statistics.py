@@ -2,7 +2,7 @@
 
 import pytest
 
-from offline.text_statistics import distinct, words
+from offline.evaluation.text_statistics import distinct, words
 
 
 def test_distinct_counts_different_ngrams():

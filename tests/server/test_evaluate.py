@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from offline.cli import app
 from offline.endpoint_scorer import EndpointScorer
+from offline.evaluation.serving import serving
 from offline.model import load_decoder
 from offline.scoring import Item, Point
-from offline.serving import serving
 from offline.transformers_scorer import TransformersScorer
 from tests.evaluation_world import (
     LAYERS,
@@ -279,7 +279,7 @@ def test_a_groups_items_are_pooled(world, tmp_path, monkeypatch, by_size):
         (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     # Reading lm-eval's own 14 000 tasks takes longer than this test.
-    monkeypatch.setattr("offline.harness_tasks._everything", lambda: manager)
+    monkeypatch.setattr("offline.evaluation.harness_tasks._everything", lambda: manager)
     document = grains(world, tmp_path / "x.json", *STEERED[:2], "--task", "both")
     row = rows(document)["both", "acc"]
     # The model says the same to all of them, so it is right for half of the items, and lm-eval's

@@ -6,17 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offline.answer_tasks import DistinctTask, JudgedTask
-from offline.answers import Answers, Prompt
-from offline.endpoint_tasks import ControlsTask, PairsTask, PerplexityTask, Progress, first
 from offline.errors import InputError
-from offline.evaluate import Task
-from offline.harness import HarnessTask
-from offline.harness_tasks import GOALS, require_harness
-from offline.judge import Judge, Rubric
-from offline.overlap import Seen
+from offline.evaluation.answer_tasks import DistinctTask, JudgedTask
+from offline.evaluation.answers import Answers, Prompt
+from offline.evaluation.endpoint_tasks import (
+    ControlsTask,
+    PairsTask,
+    PerplexityTask,
+    Progress,
+    first,
+)
+from offline.evaluation.evaluate import Task
+from offline.evaluation.harness import HarnessTask
+from offline.evaluation.harness_tasks import GOALS, require_harness
+from offline.evaluation.judge import Judge, Rubric
+from offline.evaluation.overlap import Seen
+from offline.evaluation.tasks import documents
 from offline.pairs import PairSet, load_pairs
-from offline.tasks import documents
 
 JUDGED, TRUTHFULQA = "judged:", "truthfulqa"
 _ON_PAIRS = ("pairs", "distinct")

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from offline.answers import Answers
-from offline.confidence import Figure
-from offline.endpoint_tasks import numbered
-from offline.judge import Judge, Rubric
-from offline.measured import Measured, Outcome
-from offline.target import BASE, Setting, Target
-from offline.text_statistics import distinct
+from offline.evaluation.answers import Answers
+from offline.evaluation.confidence import Figure
+from offline.evaluation.endpoint_tasks import numbered
+from offline.evaluation.judge import Judge, Rubric
+from offline.evaluation.measured import Measured, Outcome
+from offline.evaluation.target import BASE, Setting, Target
+from offline.evaluation.text_statistics import distinct
 
 _NS = (1, 2, 3)
 

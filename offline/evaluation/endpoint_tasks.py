@@ -7,13 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from offline.confidence import Figure
 from offline.endpoint_scorer import score_items
-from offline.measured import Measured, Outcome
+from offline.evaluation.confidence import Figure
+from offline.evaluation.measured import Measured, Outcome
+from offline.evaluation.target import Setting, Target
 from offline.pairs import PairSet
 from offline.scoring import Item, ItemScore, pair_margins
 from offline.suite import load_suite
-from offline.target import Setting, Target
 
 # From a total to a function that advances.
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]

@@ -6,7 +6,7 @@ from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from offline.endpoint import TIMEOUT_S
 from offline.errors import InputError
-from offline.target import Setting, Target, writes_bos
+from offline.evaluation.target import Setting, Target, writes_bos
 
 RETRIES = 5
 

@@ -10,9 +10,9 @@ from grains_vllm.vectors import SteeringVector
 from offline.console import stderr
 from offline.endpoint import Endpoint
 from offline.errors import InputError
+from offline.evaluation.serving import serving
+from offline.evaluation.target import Target, connect
 from offline.grid import layer_sets
-from offline.serving import serving
-from offline.target import Target, connect
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from offline.errors import InputError
 
-# Our name: lm-eval's, its folder there (None: offline/tasks), and who reads a local file.
+# Our name: lm-eval's, its folder there (None: ours, `tasks`), and who reads a local file.
 KNOWN = {
     "truthfulqa-mc1": ("truthfulqa_mc1", "truthfulqa", "truthfulqa"),
     "truthfulqa-mc2": ("truthfulqa_mc2", "truthfulqa", "truthfulqa"),
@@ -42,7 +42,7 @@ def load(name: str, data: str | None) -> dict[str, Any]:
     import datasets
     import lm_eval.tasks
 
-    from offline.tasks import documents
+    from offline.evaluation.tasks import documents
 
     datasets.disable_progress_bars()
     known = KNOWN.get(name)

@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from grains_vllm import __version__
-from offline.confidence import Bootstrap, Figure
 from offline.errors import InputError
-from offline.measured import Outcome
+from offline.evaluation.confidence import Bootstrap, Figure
+from offline.evaluation.measured import Outcome
+from offline.evaluation.target import Setting, Target
 from offline.partial import PartialRun
-from offline.target import Setting, Target
 
 KIND, VERSION = "grains-evaluation", 1
 Outcomes = Mapping[tuple[str, str], Outcome]  # by task and setting

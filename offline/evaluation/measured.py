@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from offline.confidence import Figure
+from offline.evaluation.confidence import Figure
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from grains_vllm.vectors import write_aside
-from offline.confidence import Figure
 from offline.errors import InputError
-from offline.harness_tasks import KNOWN, load, quiet, require_harness
-from offline.measured import Measured, Outcome
-from offline.overlap import Seen
-from offline.target import Setting, Target
+from offline.evaluation.confidence import Figure
+from offline.evaluation.harness_tasks import KNOWN, load, quiet, require_harness
+from offline.evaluation.measured import Measured, Outcome
+from offline.evaluation.overlap import Seen
+from offline.evaluation.target import Setting, Target
 
 _FEWSHOT_SEED = 1234  # lm-eval's own default
 
 
 class HarnessTask:
-    """One task or group of lm-eval; see offline.evaluate.Task."""
+    """One task or group of lm-eval; see offline.evaluation.evaluate.Task."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class HarnessTask:
         import aiohttp
         import lm_eval
 
-        from offline.harness_model import SettingLM
+        from offline.evaluation.harness_model import SettingLM
 
         model = SettingLM(target, setting, self._max_tokens, self._chat)
         with quiet() as said:

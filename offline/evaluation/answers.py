@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from offline.endpoint import Body
-from offline.endpoint_tasks import Progress
 from offline.errors import InputError
+from offline.evaluation.endpoint_tasks import Progress
+from offline.evaluation.target import Setting, Target
 from offline.pairs import Pair
 from offline.prompts import tokenise
-from offline.target import Setting, Target
 
 
 @dataclass(frozen=True)

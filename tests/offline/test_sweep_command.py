@@ -1,0 +1,205 @@
+"""`grains sweep` on a tiny random model: what it writes, refuses, and goes on with."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from grains_vllm.vectors import ModelFingerprint, SteeringVector
+from offline.cli import app
+from offline.pairs import load_pairs
+from offline.transformers_scorer import TransformersScorer
+from tests.offline.test_scoring import vector
+from tests.offline.worlds import build_decoder, rows, save_model, write_jsonl
+
+PAIRS = 4
+MODEL = ModelFingerprint("LlamaForCausalLM", 32, 3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def world(tmp_path, model):
+    """A folder with an artifact, validation pairs, controls and texts."""
+    write_jsonl(tmp_path / "pairs.jsonl", rows(PAIRS))
+    write_jsonl(tmp_path / "controls.jsonl", [{"prompt": "w1 w2", "completion": "w3"}])
+    (tmp_path / "texts.txt").write_text("w4 w5 w6\nw7 w8\n")
+    passport = {"method": "grains", "examples": [{"id": "1", "prompt_fingerprint": "0" * 16}]}
+    replace(vector(build_decoder()), model=MODEL, passport=passport).save(
+        tmp_path / "v.safetensors"
+    )
+    return tmp_path
+
+
+def run(world, model, *more, data="pairs.jsonl", vectors=("v.safetensors",)):
+    arguments = ["sweep", *(str(world / name) for name in vectors), "--model", str(model)]
+    arguments += ["--data", str(world / data), "--device", "cpu"]
+    if "--layers" not in more:
+        arguments += ["--layers", "1;all"]
+    if "--strengths" not in more:
+        arguments += ["--strengths", "0,0.3"]
+    # Messages are wrapped for a narrow screen in tests.
+    return CliRunner().invoke(app, [*arguments, *more])
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_the_best_point_is_recommended_in_place(world, model):
+    before = SteeringVector.load(world / "v.safetensors")
+    done = run(
+        world, model, "--json", "--controls", str(world / "controls.jsonl"), "--min-controls", "0",
+        "--text", str(world / "texts.txt"), "--max-perplexity-increase", "1000",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document == read(world / "v.sweep.json")
+    assert document["kind"] == "grains-sweep" and document["version"] == 1
+    assert document["limits"] == {"min_controls": 0, "max_perplexity_increase": 1000}
+    assert document["data"]["validation"]["pairs"] == PAIRS and len(document["points"]) == 4
+    assert document["vectors"]["v"]["digest"] == before.digest
+    assert str(world) not in done.stdout
+    after = SteeringVector.load(world / "v.safetensors")
+    assert (
+        after.digest == before.digest and after.passport["examples"] == before.passport["examples"]
+    )
+    chosen = document["points"][document["chosen"]]
+    assert after.recommended_layers == chosen["layers"]
+    assert after.recommended_strength == chosen["strength"]
+    summary = after.passport["sweep"]
+    assert summary["points"] == 4 and summary["backend"] == "transformers"
+    prompts = {pair.prompt_fingerprint for pair in load_pairs(str(world / "pairs.jsonl")).pairs}
+    assert set(summary["data"]["validation"]["prompt_fingerprints"]) == prompts
+    assert not (world / "v.sweep.json.partial").exists()
+    # What is there is not overwritten by mistake.
+    again = run(world, model)
+    assert again.exit_code == 2 and "--force" in again.stderr
+    assert run(world, model, "--force").exit_code == 0
+
+
+def test_out_leaves_the_artifact_alone(world, model):
+    bytes_before = (world / "v.safetensors").read_bytes()
+    done = run(world, model, "--out", str(world / "chosen.safetensors"))
+    assert done.exit_code == 0, done.output
+    assert "best by accuracy" in done.stdout
+    assert (world / "v.safetensors").read_bytes() == bytes_before
+    assert SteeringVector.load(world / "chosen.safetensors").recommended_strength is not None
+    assert (world / "chosen.sweep.json").exists() and not (world / "v.sweep.json").exists()
+
+
+def test_no_allowed_point_recommends_nothing(world, model):
+    before = (world / "v.safetensors").read_bytes()
+    done = run(world, model, "--controls", str(world / "controls.jsonl"), "--min-controls", "2")
+    assert done.exit_code == 1 and "no point keeps the limits" in done.stderr
+    assert (world / "v.safetensors").read_bytes() == before
+    document = read(world / "v.sweep.json")
+    assert document["chosen"] is None and not any(p["allowed"] for p in document["points"])
+
+
+def test_an_interrupted_sweep_goes_on(world, model, monkeypatch):
+    whole = run(world, model, "--out", str(world / "whole.safetensors"))
+    assert whole.exit_code == 0, whole.output
+    scored = []
+    original = TransformersScorer.score
+
+    def interrupted(self, items, points):
+        for number, scores in original(self, items, points):
+            if len(scored) == 2:
+                raise KeyboardInterrupt
+            scored.append(points[number])
+            yield number, scores
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersScorer, "score", interrupted)
+        done = run(world, model)
+    assert done.exit_code == 130 and "v.sweep.json.partial" in done.stderr
+    assert (world / "v.sweep.json.partial").is_dir() and not (world / "v.sweep.json").exists()
+
+    other = run(world, model, "--strengths", "0,0.4")
+    assert other.exit_code == 2
+    assert "grid.strengths was '0,0.3', now '0,0.4'" in re.sub(r"\s+", " ", other.stderr)
+
+    def counting(self, items, points):
+        for number, scores in original(self, items, points):
+            scored.append(points[number])
+            yield number, scores
+
+    monkeypatch.setattr(TransformersScorer, "score", counting)
+    assert run(world, model).exit_code == 0
+    assert len(scored) == len(set(scored)) == 5  # the base and four points, each once
+    resumed, expected = (read(world / f"{name}.sweep.json") for name in ("v", "whole"))
+    assert {**resumed, "seconds": 0} == {**expected, "seconds": 0}
+
+
+def test_nothing_to_score_needs_no_scorer(world, model, monkeypatch):
+    """All points were measured, only the files are missing."""
+    monkeypatch.setattr("offline.commands.sweep.write_aside", _raise_interrupt)
+    assert run(world, model).exit_code == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(TransformersScorer, "score", _raise_interrupt)
+    assert run(world, model).exit_code == 0
+
+
+def _raise_interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_several_vectors_are_compared(world, model):
+    replace(vector(build_decoder(), seed=1), model=MODEL).save(world / "w.safetensors")
+    both = ("v.safetensors", "w.safetensors")
+    refused = run(world, model, vectors=both)
+    assert refused.exit_code == 2 and "--out is missing" in refused.stderr
+    done = run(world, model, "--out", str(world / "best.safetensors"), vectors=both)
+    assert done.exit_code == 0 and "w: the passport names no calibration examples" in done.stderr
+    document = read(world / "best.sweep.json")
+    assert [point["vector"] for point in document["points"]] == ["v"] * 4 + ["w"] * 4
+    best = document["points"][document["chosen"]]["vector"]
+    digest = SteeringVector.load(world / "best.safetensors").digest
+    assert digest == document["vectors"][best]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--strengths", ""], "--strengths is ''"),
+        (["--layers", "7"], "--layers is '7', but 'v' steers [0, 1, 2], not [7]"),
+        (["--positions", "some"], "--positions is 'some'"),
+        (["--metric", "best"], "--metric is 'best', expected one of accuracy, exact, margin"),
+        (["--backend", "jax"], "--backend is 'jax'"),
+        (["--min-controls", "0.9"], "--min-controls is 0.9"),
+        (["--max-perplexity-increase", "0.1"], "0 or more, together with --text"),
+        (["--estimators", "mean"], "--deltas, which is missing"),
+        (["--engine-args", "{}"], "--engine-args belongs to --backend vllm"),
+        (["--controls", "none.jsonl"], "--controls is 'none.jsonl': no such file"),
+        (["--out", "x.json"], "expected a .safetensors file"),
+    ],
+)
+def test_refusals(world, model, more, message):
+    before = sorted(path.name for path in world.iterdir())
+    done = run(world, model, *more)
+    assert done.exit_code == 2
+    assert message in re.sub(r"\s+", " ", done.stderr)
+    assert sorted(path.name for path in world.iterdir()) == before
+
+
+def test_a_vector_of_another_model_is_refused(world, model):
+    other = replace(vector(build_decoder()), model=ModelFingerprint("GPT2LMHeadModel", 32, 3))
+    other.save(world / "v.safetensors")
+    done = run(world, model)
+    assert done.exit_code == 2 and "GPT2LMHeadModel" in done.stderr
+
+
+def test_calibration_pairs_are_refused(world, model):
+    first = load_pairs(str(world / "pairs.jsonl")).pairs[0]
+    passport = {"examples": [{"id": "p0", "prompt_fingerprint": first.prompt_fingerprint}]}
+    replace(SteeringVector.load(world / "v.safetensors"), passport=passport).save(
+        world / "v.safetensors"
+    )
+    done = run(world, model)
+    assert done.exit_code == 2 and "(ids p0)" in done.stderr
