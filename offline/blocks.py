@@ -64,22 +64,27 @@ def stream_of(output: Any) -> Any:
 
 
 @contextmanager
-def record_blocks(blocks: Sequence[nn.Module], positions: Tensor) -> Iterator[list[Tensor]]:
-    """Records h_l, the residual stream after each block, at one position per row.
+def record_blocks(
+    blocks: Sequence[nn.Module], spans: Sequence[tuple[int, int]]
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Records h_l, the residual stream after each block, averaged over a span of each row.
 
     Args:
-        positions: [rows] long.
+        spans: per row, the first position and the one after the last.
 
     Yields:
-        A list that one forward fills with a float32 tensor [rows, hidden] per block, before the
-        final norm (unlike `hidden_states[-1]` of transformers).
+        A list that one forward fills with, per block, the means of h_l [rows, hidden] and of
+        ||h_l|| [rows], both float32, before the final norm (unlike `hidden_states[-1]` of
+        transformers).
     """
-    outputs: list[Tensor] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
 
     def record(_module: nn.Module, _args: Any, output: Any) -> None:
         stream = stream_of(output)
-        rows = torch.arange(stream.shape[0], device=stream.device)
-        outputs.append(stream[rows, positions.to(stream.device)].float().cpu())
+        parts = [row[start:end].float() for row, (start, end) in zip(stream, spans, strict=True)]
+        means = torch.stack([part.mean(0) for part in parts])
+        norms = torch.stack([part.norm(dim=-1).mean() for part in parts])
+        outputs.append((means.cpu(), norms.cpu()))
 
     handles = [block.register_forward_hook(record) for block in blocks]
     try:

@@ -20,8 +20,9 @@ class Deltas:
 
     Attributes:
         positive, negative: D+ and D-, each [layers, hidden] float32.
-        norms: ||h_l|| of the unmasked input where it was read, [reads, layers] float32; one read
-            at the prompt's end, two (in x + y+ and in x + y-) at the responses.
+        norms: ||h_l|| of the unmasked input where it was read (the mean where that is a span),
+            [reads, layers] float32; one read at the prompt's end, two (in x + y+ and in x + y-) at
+            the responses.
     """
 
     positive: Tensor
@@ -62,26 +63,32 @@ def deltas(
         without.append(Row(embeds, row.segments))
     hidden: list[Sequence[int]] = [()] * len(whole)
     hidden += [positive, negative] if replacement is None else [(), ()]
-    read_off = streams(decoder, [*whole, *without], hidden, pair)
+    read_off, norms = streams(decoder, [*whole, *without], hidden, pair, read)
     plain, plus, minus = read_off[: len(whole)], read_off[-2], read_off[-1]
-    return Deltas(plain[0] - plus, plain[-1] - minus, plain.norm(dim=-1))
+    return Deltas(plain[0] - plus, plain[-1] - minus, norms[: len(whole)])
 
 
-def read_streams(decoder: Decoder, pair: TokenPair, read: Read) -> Tensor:
-    """h_l where `read` says: [reads, layers, hidden] float32, x + y+ before x + y-.
+def read_streams(decoder: Decoder, pair: TokenPair, read: Read) -> tuple[Tensor, Tensor]:
+    """h_l [reads, layers, hidden] and ||h_l|| [reads, layers] where `read` says, both float32;
+    x + y+ comes before x + y-.
 
     Raises:
         InputError: a block output is NaN or infinite.
     """
     prompt = decoder.embed(pair.prompt_ids)
     rows = [Row(prompt, ((ids, 1),)) for ids in _after(pair, read)]
-    return streams(decoder, rows, [()] * len(rows), pair)
+    return streams(decoder, rows, [()] * len(rows), pair, read)
 
 
 def streams(
-    decoder: Decoder, rows: Sequence[Row], hidden: Sequence[Sequence[int]], pair: TokenPair
-) -> Tensor:
-    """h_l at each row's end: [rows, layers, hidden] float32.
+    decoder: Decoder,
+    rows: Sequence[Row],
+    hidden: Sequence[Sequence[int]],
+    pair: TokenPair,
+    read: Read,
+) -> tuple[Tensor, Tensor]:
+    """h_l [rows, layers, hidden] and ||h_l|| [rows, layers] at each row's end, float32; with
+    `response-mean` their means over the positions that predict the row's response.
 
     Args:
         hidden: per row, positions that attention must not see.
@@ -89,15 +96,23 @@ def streams(
     inputs = batch_inputs(decoder, rows)
     for mask, positions in zip(inputs["attention_mask"], hidden, strict=True):
         mask[list(positions)] = 0
-    ends = torch.tensor([len(row.prompt) + len(row.segments[0][0]) - 1 for row in rows])
-    with torch.no_grad(), record_blocks(decoder.blocks, ends) as outputs:
+    spans = [_span(row, read) for row in rows]
+    with torch.no_grad(), record_blocks(decoder.blocks, spans) as outputs:
         decoder.model(**inputs, use_cache=False)
-    result = torch.stack(outputs, dim=1)
+    result = torch.stack([stream for stream, _ in outputs], dim=1)
     if not torch.isfinite(result).all():
         raise InputError(
             f"{pair.pair.where}: a block output holds a NaN or infinity with model '{decoder.name}'"
         )
-    return result
+    return result, torch.stack([norms for _, norms in outputs], dim=1)
+
+
+def _span(row: Row, read: Read) -> tuple[int, int]:
+    """The first position that is read, and the one after the last."""
+    prompt, response = len(row.prompt), len(row.segments[0][0])
+    if read is Read.response_mean:
+        return prompt - 1, prompt + response - 1
+    return prompt + response - 1, prompt + response
 
 
 def _after(pair: TokenPair, read: Read) -> list[tuple[int, ...]]:

@@ -71,8 +71,9 @@ def _grains_group(
 
 def _read_group(decoder: Decoder, pairs: Sequence[TokenPair], options: ExtractOptions) -> Group:
     """The residual streams themselves, with nothing masked."""
-    streams = torch.stack([read_streams(decoder, pair, options.read_at) for pair in pairs])
-    tensors = {"norms": streams.norm(dim=-1)}
+    read = [read_streams(decoder, pair, options.read_at) for pair in pairs]
+    streams, norms = (torch.stack(parts) for parts in zip(*read, strict=True))
+    tensors = {"norms": norms}
     if options.method is not Method.random:
         tensors |= {"positive": streams[:, 0].clone(), "negative": streams[:, 1].clone()}
     return tensors, [_identity(pair, used=True) for pair in pairs]

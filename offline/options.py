@@ -61,12 +61,14 @@ class Mask(_Choice):
 
 
 class Read(_Choice):
-    """The position at which block outputs are compared: the prompt's last token, a response's
-    first token, or a response's last token."""
+    """Where block outputs are compared: the prompt's last token, a response's first token, its
+    last token, or the mean over the positions that predict a response's tokens (from the prompt's
+    last token to the response's last but one), which is where its words are chosen."""
 
     prompt_end = "prompt-end"
     response_start = "response-start"
     response_end = "response-end"
+    response_mean = "response-mean"
 
 
 class Direction(_Choice):
@@ -139,7 +141,8 @@ class ExtractOptions:
         if self.read is Read.prompt_end and self._compares_responses:
             raise InputError(
                 f"--read is '{self.read}', where --method {self.method} finds no difference "
-                f"between two responses; expected {Read.response_start} or {Read.response_end}"
+                f"between two responses; expected {Read.response_start}, {Read.response_end} or "
+                f"{Read.response_mean}"
             )
 
     @property

@@ -96,8 +96,8 @@ def extract(
     read: Annotated[
         Read | None,
         typer.Option(
-            help="Where block outputs are read; by default prompt-end for grains and "
-            "random, response-end for the others."
+            help="Where block outputs are read; by default prompt-end for grains and random, "
+            "response-end for the others. response-mean suits answers without a decisive word."
         ),
     ] = None,
     direction: Annotated[Direction, typer.Option()] = _DEFAULTS.direction,

@@ -51,6 +51,7 @@ def streams(decoder, data):
             found[Read.prompt_end][side].append(stack[:, prompt - 1])
             found[Read.response_start][side].append(stack[:, prompt])
             found[Read.response_end][side].append(stack[:, -1])
+            found[Read.response_mean][side].append(stack[:, prompt - 1 : -1].mean(1))
     return {read: tuple(torch.stack(part) for part in both) for read, both in found.items()}
 
 
@@ -58,14 +59,15 @@ def normalised(rows):
     return rows / rows.norm(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize("read", [None, Read.response_start])
+@pytest.mark.parametrize("read", [None, Read.response_start, Read.response_mean])
 def test_caa_is_the_mean_difference_of_the_responses(decoder, data, streams, read):
     vector, records = extract(decoder, data, ExtractOptions(method=Method.caa, read=read))
     plus, minus = streams[read or Read.response_end]
     raw = (plus - minus).mean(0)
     torch.testing.assert_close(vector.directions, normalised(raw), rtol=1e-3, atol=1e-5)
-    norms = torch.cat([plus, minus]).norm(dim=-1).quantile(0.5, dim=0)
-    torch.testing.assert_close(vector.reference_norms, norms, rtol=1e-4, atol=1e-5)
+    if read is not Read.response_mean:  # There it is the mean of norms, not the norm of means.
+        norms = torch.cat([plus, minus]).norm(dim=-1).quantile(0.5, dim=0)
+        torch.testing.assert_close(vector.reference_norms, norms, rtol=1e-4, atol=1e-5)
     passport = vector.passport
     assert passport["method"] == "caa" and passport["examples_used"] == COUNT
     assert (

@@ -74,6 +74,23 @@ def test_deltas_at_the_responses_ends(decoder, pair):
         torch.testing.assert_close(result.norms[row], whole.norm(dim=-1), rtol=1e-4, atol=1e-5)
 
 
+def test_deltas_where_the_responses_words_are_chosen(decoder, pair):
+    b = torch.zeros(decoder.fingerprint.hidden_size)
+    result = deltas(decoder, pair, [1], [2, 3], b, Read.response_mean)
+    prompt = decoder.embed(pair.prompt_ids)
+    cases = ((result.positive, pair.chosen_ids, [1]), (result.negative, pair.rejected_ids, [2, 3]))
+    for row, (delta, ids, positions) in enumerate(cases):
+        without = prompt.clone()
+        without[positions] = b
+        # One forward per response token, of what stands before it.
+        before = [decoder.embed(ids)[:count] for count in range(len(ids))]
+        whole = torch.stack([streams(decoder, torch.cat([prompt, part])) for part in before])
+        other = torch.stack([streams(decoder, torch.cat([without, part])) for part in before])
+        torch.testing.assert_close(delta, (whole - other).mean(0), rtol=1e-4, atol=1e-5)
+        norms = whole.norm(dim=-1).mean(0)
+        torch.testing.assert_close(result.norms[row], norms, rtol=1e-4, atol=1e-5)
+
+
 def test_attention_mask_hides_positions_instead(decoder, pair):
     result = deltas(decoder, pair, [1, 3], [2], None, Read.prompt_end)
     prompt = decoder.embed(pair.prompt_ids)

@@ -37,8 +37,9 @@ def test_recorded_streams_are_before_the_final_norm(architecture):
         # transformers collects hidden states with hooks of its own, which stay.
         decoder.model(input_ids=ids, output_hidden_states=True)
     hooks = [len(block._forward_hooks) for block in decoder.blocks]
-    with torch.no_grad(), record_blocks(decoder.blocks, positions) as outputs:
+    with torch.no_grad(), record_blocks(decoder.blocks, [(3, 4), (1, 2)]) as recorded:
         hidden = decoder.model(input_ids=ids, output_hidden_states=True).hidden_states
+    outputs = [means for means, _ in recorded]
     assert [tuple(output.shape) for output in outputs] == [(2, HIDDEN)] * LAYERS
     rows = torch.arange(2)
     for layer in range(LAYERS - 1):
