@@ -222,18 +222,29 @@ def show(report: dict[str, Any]) -> None:
             title=f"{name}: {world['points']} points x {world['items']} items, "
             f"{world['tokens']} tokens per point"
         )
-        for column in ("", "s per point", "times the engine's", "with start, all points", "start"):
+        columns = (
+            "",
+            "s per point",
+            "ratio",
+            "CPU s per point",
+            "ratio",
+            "start",
+            "ratio with start",
+        )
+        for column in columns:
             table.add_column(column, justify="left" if not column else "right")
         engine = next(iter(world["contestants"].values()))
-        count = world["points"]
         for contestant_name, entry in world["contestants"].items():
-            total, engine_total = (one["start"] + count * per_point(one) for one in (entry, engine))
+            wall, cpu = per_point(entry), per_point(entry, "cpu_seconds")
+            whole, engine_whole = (
+                one["start"] + world["points"] * per_point(one) for one in (entry, engine)
+            )
             table.add_row(
-                contestant_name, f"{per_point(entry):.3f}",
-                f"{per_point(entry) / per_point(engine):.2f}", f"{total / engine_total:.2f}",
-                f"{entry['start']:.1f} s",
+                contestant_name, f"{wall:.3f}", f"{wall / per_point(engine):.2f}",
+                f"{cpu:.3f}", f"{cpu / per_point(engine, 'cpu_seconds'):.2f}",
+                f"{entry['start']:.0f} s", f"{whole / engine_whole:.2f}",
             )  # fmt: skip
-        Console().print(table)
+        Console(width=110).print(table)
 
 
 def main() -> None:

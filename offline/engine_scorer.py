@@ -44,7 +44,7 @@ class EngineScorer:
         self.longest = longest
         self.engine_args = dict(engine_args or {})
         self._llm: Any = None
-        self._share = True
+        self._share, self._block = True, _BLOCK
 
     @property
     def bank_bytes(self) -> int:
@@ -60,27 +60,35 @@ class EngineScorer:
         # vLLM writes its log to stdout otherwise, which belongs to --json.
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        from vllm import LLM
-        from vllm.platforms import current_platform
-
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise InputError(f"--backend vllm: vLLM cannot be imported ({error})") from error
         if current_platform.is_cpu():  # nothing to overlap with, and it starts sooner
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
         with tempfile.TemporaryDirectory(prefix="grains-sweep-") as folder:
-            self._llm = LLM(
-                self.model,
-                **{
-                    "skip_tokenizer_init": True,
-                    "enforce_eager": True,
-                    "max_model_len": self.longest + 1,
-                    "block_size": _BLOCK,
-                    "additional_config": self._catalogue(Path(folder)),
-                    **self.engine_args,
-                },
-            )
+            arguments = {
+                "skip_tokenizer_init": True,
+                "enforce_eager": True,
+                "max_model_len": self.longest + 1,
+                "block_size": _BLOCK,
+                "additional_config": self._catalogue(Path(folder)),
+                **self.engine_args,
+            }
+            try:
+                llm = LLM(self.model, **arguments)
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise InputError(f"--backend vllm: the engine does not start: {error}") from error
+        # A vLLM that has not loaded the plugin would take the fields of requests and ignore them.
+        if self.names and getattr(llm.llm_engine.input_processor, "grains_catalogue", None) is None:
+            raise InputError("--backend vllm: vLLM has not loaded the plugin; see VLLM_PLUGINS")
+        self._llm = llm
         config = self._llm.llm_engine.vllm_config
         # A preempted request could read, from the cache, answer tokens that it has not scored.
-        blocks = -(-(self.longest + 1) // config.cache_config.block_size)
+        self._block = config.cache_config.block_size
+        blocks = -(-(self.longest + 1) // self._block)
         needed = config.scheduler_config.max_num_seqs * blocks
         self._share = config.cache_config.num_gpu_blocks >= needed
 
@@ -159,7 +167,9 @@ class EngineScorer:
                 steering["steering_prompt_tokens"] = len(item.prompt_ids)
         return SamplingParams(
             max_tokens=1, temperature=0, detokenize=False, prompt_logprobs=0, flat_logprobs=True,
-            skip_reading_prefix_cache=not share, extra_args=steering,
+            # A cached block that ends with the prompt would hold the answer's first score.
+            skip_reading_prefix_cache=not share or len(item.prompt_ids) % self._block == 0,
+            extra_args=steering,
             skip_clone=True,  # made for one request, and nobody else has it
         )  # fmt: skip
 
@@ -167,7 +177,7 @@ class EngineScorer:
 def _score(item: Item, output: Any) -> ItemScore | None:
     """The item's score, or None if the prefix cache has swallowed some of it."""
     first = len(item.prompt_ids) - 1  # the row of logits that scores the answer's first token
-    if False:
+    if (output.num_cached_tokens or 0) > first:
         return None
     flat = output.prompt_logprobs
     return ItemScore(sum(flat.logprobs[first:]), all(rank == 1 for rank in flat.ranks[first:]))

@@ -25,7 +25,7 @@ def show(document: Mapping[str, Any]) -> None:
     kept = sum(point["allowed"] for point in points)
     table = Table(
         title=f"{kept} of {len(points)} points keep the limits; best by {metric}",
-        caption="* chosen, x beyond a limit; below the line, the best of other layers",
+        caption="* chosen, x beyond a limit",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -43,7 +43,10 @@ def show(document: Mapping[str, Any]) -> None:
             mark, *_cells(point, base, several, layers, strength),
             style=None if point["allowed"] else "dim", end_section=number == len(top),
         )  # fmt: skip
-    Console(markup=False).print(table)
+    console = Console(markup=False)
+    if not console.is_terminal:  # a file or pipe has no edge to fit in
+        console.width = 120
+    console.print(table)
 
 
 def layer_text(layers: list[int]) -> str:

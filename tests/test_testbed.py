@@ -166,6 +166,12 @@ def test_answers_are_scored_as_the_scorer_does(sets, decoder):
     pairs = tuples(sets, decoder)
     suite = Suite(pairs)
     _, scores = next(iter(TransformersScorer(decoder, {}).score(suite.items, [None])))
+    controls = sets.test.controls  # of several lengths, unlike the pairs
+    assert len({len(item.prompt_ids) for item in controls}) > 1
+    _, expected = next(iter(TransformersScorer(decoder, {}).score(controls, [None])))
+    rows = [(list(item.prompt_ids), list(item.response_ids)) for item in controls]
+    found = lora.answer_logps(decoder.model, rows).tolist()
+    assert found == pytest.approx([score.logp for score in expected], abs=1e-4)
     margins = lora.margins(decoder.model, pairs)
     expected = [scores[2 * i].logp - scores[2 * i + 1].logp for i in range(len(pairs))]
     assert margins.tolist() == pytest.approx(expected, abs=1e-4)

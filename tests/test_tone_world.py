@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.tone import documents, measure, train, vocabulary, world
-from benchmarks.tone.vocabulary import STYLE_WORDS
+from benchmarks.tone.vocabulary import HARSH, MILD, STYLE_WORDS
 from offline.pairs import load_pairs
 from offline.prompts import tokenise
 
@@ -102,8 +102,8 @@ def test_files(tmp_path, tokenizer):
     texts = [json.loads(line)["text"] for line in (tmp_path / "texts.jsonl").open()]
     assert len(set(texts)) == 3
     assert not set(" ".join(texts).split()) & {
-        *vocabulary.HARSH,
-        *vocabulary.MILD,
+        *HARSH,
+        *MILD,
         *STYLE_WORDS,
     }
 

@@ -13,15 +13,20 @@ import torch
 from grains_vllm.vectors import SteeringVector, write_aside
 from offline.extract import extract, finish
 from offline.model import Decoder
-from offline.options import AttributionMethod, ExtractOptions, Method, Read
+from offline.options import AttributionMethod, Baseline, ExtractOptions, Method, Read
 from offline.pairs import PairSet
 from offline.passport import Record
 
 OPTIONS = ExtractOptions(k=3)  # at most 5 of about 25 words of a prompt are planted cues
 GRAINS = "grains"
-CONTRASTIVE = {
+# The variant for answers without a decisive word: read where the answer's words are chosen, and
+# attributed against the trained mask token.
+GRAINS_RESPONSE = "grains-response"
+VARIANTS = {
+    GRAINS_RESPONSE: replace(OPTIONS, read=Read.response_mean, baseline=Baseline.mask_token),
     "caa-last": ExtractOptions(method=Method.caa, read=Read.response_end),
     "caa-first": ExtractOptions(method=Method.caa, read=Read.response_start),
+    "caa-mean": ExtractOptions(method=Method.caa, read=Read.response_mean),
     "pca-diff": ExtractOptions(method=Method.pca_diff),
     "icv": ExtractOptions(method=Method.icv),
 }
@@ -29,10 +34,12 @@ RANDOM = ("random", "random-tokens", "random-tokens-raw")
 TITLES = {
     "base": "base",
     GRAINS: "GrAInS",
+    GRAINS_RESPONSE: "GrAInS, read over the answer, mask-token baseline",
     "opposite": "opposite vector",
     "label-swap": "label swap",
     "caa-last": "CAA, last answer token",
     "caa-first": "CAA, first answer token",
+    "caa-mean": "CAA, mean over the answer",
     "pca-diff": "RepE (PCA of differences)",
     "icv": "ICV",
     "random": "random direction",
@@ -81,7 +88,7 @@ def candidates(decoder: Decoder, train: PairSet, folder: Path, draws: Draws) -> 
     yield Candidate(GRAINS, grains)
     yield Candidate("opposite", replace(grains, directions=-grains.directions))
     yield Candidate("label-swap", made("label-swap", OPTIONS, swapped(train)))
-    for name, options in CONTRASTIVE.items():
+    for name, options in VARIANTS.items():
         yield Candidate(name, made(name, options))
     for draw in range(draws.directions):
         yield Candidate("random", random_vector(grains, draw), draw)

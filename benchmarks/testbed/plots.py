@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.testbed.choice import LIMITS
-from benchmarks.testbed.methods import TITLES
+from benchmarks.testbed.methods import GRAINS, TITLES
 from benchmarks.testbed.store import Result
 from benchmarks.testbed.study import DOSED
 from benchmarks.testbed.summary import FREE
@@ -28,7 +28,7 @@ def comparison(document: Mapping[str, Any], metric: str) -> Figure:
         axes.axvline(base["values"][metric]["mean"], color=MUTED, linestyle=(0, (4, 3)), zorder=0)
         for height, row in enumerate(rows):
             own, free = (row["values"].get(name) for name in (metric, f"{metric}, {FREE}"))
-            colour = LINES[0] if row["method"] == TITLES["grains"] else INK
+            colour = LINES[0] if row["method"] == TITLES[GRAINS] else INK
             axes.errorbar(
                 own["mean"], height, xerr=own["sd"], fmt="o", color=colour, capsize=3, markersize=6
             )
@@ -44,18 +44,18 @@ def comparison(document: Mapping[str, Any], metric: str) -> Figure:
 
 
 def doses(seeds: Mapping[int, Mapping[str, Result]], metric: str) -> Figure:
-    """Metric, margin, controls and perplexity against strength: means over seeds, thin lines are
-    seeds. Every method at the layers that its own validation chose."""
+    """Metric, margin, controls and perplexity against strength: means over seeds (GrAInS's
+    seeds as thin lines). Every method at the layers that its own validation chose."""
     panels = (metric, "margin", "controls", "perplexity increase")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+        figure = Figure(figsize=(6.2, 4.8), layout="constrained")
         grid = figure.subplots(2, 2)
         for panel, axes in zip(panels, grid.flat, strict=True):
             for name, colour, marker in zip(DOSED, LINES, _MARKERS, strict=False):
                 curves = [_curve(results, name, panel) for results in seeds.values()]
                 strengths = next(iter(seeds.values()))[f"dose-{name}"]["strengths"]
-                for curve in curves:
-                    axes.plot(strengths, curve, color=colour, linewidth=0.5, alpha=0.4)
+                for curve in curves if name == GRAINS else []:
+                    axes.plot(strengths, curve, color=colour, linewidth=0.7, alpha=0.5)
                 middle = [mean(values) for values in zip(*curves, strict=True)]
                 title = TITLES[name.removesuffix("-0")]
                 axes.plot(
@@ -68,7 +68,7 @@ def doses(seeds: Mapping[int, Mapping[str, Result]], metric: str) -> Figure:
         for axes in grid[1]:
             axes.set_xlabel("strength (share of ||h||)")
         handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 

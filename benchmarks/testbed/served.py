@@ -17,7 +17,8 @@ from offline.endpoint_scorer import EndpointScorer
 from offline.scoring import Measures, Point, measure
 
 MODEL = "tiny"
-FLAGS = ("--max-model-len", "256", "--enforce-eager")
+# vLLM would turn float32 weights into 16 bits by itself.
+FLAGS = ("--dtype", "float32", "--max-model-len", "256", "--enforce-eager")
 
 
 def serve(study: Study) -> None:

@@ -10,7 +10,7 @@ from benchmarks.testbed.choice import choose_point, measured, measures_json, poi
 from benchmarks.testbed.data import Sets, Sizes, make_sets
 from benchmarks.testbed.figures import completeness, hit_rates
 from benchmarks.testbed.lora import LOSSES
-from benchmarks.testbed.methods import GRAINS, RANDOM, Candidate, Draws
+from benchmarks.testbed.methods import GRAINS, GRAINS_RESPONSE, RANDOM, Candidate, Draws
 from benchmarks.testbed.shared_prefix import SharedPrefixScorer
 from benchmarks.testbed.store import Result, Store
 from benchmarks.testbed.tuning import tuned_result
@@ -20,7 +20,7 @@ from offline.scoring import Point
 from offline.steer import steered
 
 DOSES = (-0.6, -0.4, -0.2, -0.1, 0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-DOSED = (GRAINS, "caa-last", "caa-first", "icv", "random-0")
+DOSED = (GRAINS, GRAINS_RESPONSE, "caa-last", "caa-first", "icv", "random-0")
 
 
 @dataclass

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.testbed.methods import TITLES
+from benchmarks.testbed.methods import GRAINS, GRAINS_RESPONSE, TITLES
 from benchmarks.testbed.store import Result
 
 AT_POINT = "at GrAInS's point"
@@ -124,7 +124,7 @@ def verdict(document: Mapping[str, Any], metric: str) -> dict[str, Any]:
     rivals = {
         title: row[metric]["mean"]
         for title, row in rows.items()
-        if title not in (TITLES["grains"], TITLES["base"])
+        if title not in (TITLES["base"], TITLES[GRAINS], TITLES[GRAINS_RESPONSE])
     }
     best = max(rivals, key=lambda title: rivals[title])
     return {

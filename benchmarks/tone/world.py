@@ -39,7 +39,7 @@ def sample_pairs(split: Split, count: int, seed: int) -> Iterator[tuple[Question
     rng = Random(f"tone pairs {split} {seed}")
     seen: set[Question] = set()
     while len(seen) < count:
-        question = sample_question(rng, ITEMS)
+        question = sample_question(rng, SPLIT_ITEMS[split])
         words = question.system + question.user
         harsh, mild = (sum(word in cues for word in words) for cues in (HARSH, MILD))
         if mild == 0 or harsh - mild not in (0, 1) or question in seen:

@@ -3,15 +3,14 @@
 import json
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from grains_vllm import __version__
 from grains_vllm.vectors import write_aside
-from offline import grid
+from offline import grid, sweep_files
 from offline.console import (
     Json,
     input_errors,
@@ -22,10 +21,6 @@ from offline.console import (
     stderr,
 )
 from offline.errors import InputError
-
-if TYPE_CHECKING:
-    from offline.partial import PartialRun
-    from offline.scoring import Measures
 
 
 def sweep(
@@ -84,15 +79,14 @@ def sweep(
     The chosen layers, strength and positions are written into the vector's passport, from which
     servers take their defaults. Exit code 1: no point keeps the limits.
     """
-    paths = artifacts or []
-    table = _table_path(paths, out)
-    with input_errors(f"the same command goes on from {table.name}.partial"):
+    with input_errors("the same command goes on from the .sweep.json.partial folder"):
         require_choice("--backend", backend, ("transformers", "vllm"))
         require_choice("--dtype", dtype, ("float32", "bfloat16"))
         require_choice("--metric", metric, ("accuracy", "exact", "margin"))
         if batch < 1:
             raise InputError(f"--batch is {batch}, expected 1 or more")
-        target = _target(paths, deltas, out)
+        target = sweep_files.target_path(artifacts or [], deltas, out)
+        table = sweep_files.table_path(target)
         for option, path, limit_option, value in (
             ("--controls", controls, "--min-controls", min_controls),
             ("--text", text, "--max-perplexity-increase", max_increase),
@@ -110,12 +104,13 @@ def sweep(
         from offline.backends import transformers_back_end, vllm_back_end
         from offline.pairs import load_pairs
         from offline.partial import PartialRun, discard
+        from offline.scoring import Measures
         from offline.suite import load_suite, require_disjoint
         from offline.sweep import Limits, recommend
         from offline.sweep import sweep as run
 
         started = time.monotonic()
-        vectors = candidates.load(paths, deltas, estimators, _note)
+        vectors = candidates.load(artifacts or [], deltas, estimators, _note)
         points = grid.grid(vectors, layers, strengths, positions)
         pairs = load_pairs(data, chat=chat, limit=limit, seed=seed, split=split)
         silent = require_disjoint(pairs, vectors)
@@ -149,11 +144,11 @@ def sweep(
             "drawn": {"limit": limit, "seed": seed, "chat": chat},
         }
         with PartialRun(table, manifest, restart) as partial:
-            done = _done(partial, len(points))
+            done = sweep_files.finished(partial, len(points))
             with progress(len(points) + 1 - len(done)) as advance:
 
-                def keep(index: int | None, found: "Measures") -> None:
-                    partial.save(_group(index), {}, [asdict(found)])
+                def keep(index: int | None, found: Measures) -> None:
+                    sweep_files.keep(partial, index, found)
                     advance(1)
 
                 scorer = back_end.scorer(
@@ -163,22 +158,14 @@ def sweep(
         document = {
             "kind": "grains-sweep",
             "version": 1,
-            "created_with": _versions(backend),
+            "created_with": sweep_files.versions(backend),
             **facts,
             **result,
             "seconds": round(time.monotonic() - started, 3),
         }
         if result["chosen"] is not None:
             chosen = vectors[result["points"][result["chosen"]]["vector"]]
-            about = {
-                name: document[name]
-                for name in ("created_with", "model_id", "backend", "data", "limits", "metric")
-            }
-            about |= {"points": len(points), "seed": seed, "dtype": dtype}
-            # So that an evaluation can tell whether its questions have chosen the vector.
-            prompts = [pair.prompt_fingerprint for pair in pairs.pairs]
-            validation = {**(sources.facts["validation"] or {}), "prompt_fingerprints": prompts}
-            about["data"] = {**sources.facts, "validation": validation}
+            about = sweep_files.summary(document, pairs, {"seed": seed, "dtype": dtype})
             recommend(chosen, result, about).save(target)
         text_out = json.dumps(document, indent=1, sort_keys=True, allow_nan=False)
         write_aside(table, text_out.encode())
@@ -190,30 +177,25 @@ def sweep(
         else:
             sweep_table.show(document)
             print(f"wrote {table}")
+        base = result["base"]
         if result["chosen"] is None:
+            if not limits.allow(Measures(**base), Measures(**base)):
+                _note(
+                    f"the model without steering keeps only {base['controls']:.3f} of the controls"
+                )
             stderr.print("no point keeps the limits; nothing is recommended", soft_wrap=True)
             raise typer.Exit(1)
+        best = result["points"][result["chosen"]]
+        if best[metric] <= base[metric]:
+            _note(
+                f"the chosen point is no better than the model without steering: {metric} "
+                f"{best[metric]:.3f} against {base[metric]:.3f}"
+            )
         _note(f"recommended in {target}")
 
 
 def _note(text: str) -> None:
     stderr.print(f"note: {text}", soft_wrap=True)
-
-
-def _target(artifacts: list[Path], deltas: Path | None, out: Path | None) -> Path:
-    """Where the chosen vector goes. Only one vector by itself has an obvious place."""
-    if out is not None:
-        if out.suffix != ".safetensors":
-            raise InputError(f"--out is '{out}', expected a .safetensors file")
-        return out
-    if len(artifacts) != 1 or deltas is not None:
-        raise InputError("--out is missing: say where the chosen one of several vectors goes")
-    return artifacts[0]
-
-
-def _table_path(artifacts: list[Path], out: Path | None) -> Path:
-    beside = out or (artifacts[0] if artifacts else Path("sweep"))
-    return beside.with_name(beside.stem + ".sweep.json")
 
 
 def _or_default(value: float | None, default: float, source: Path | None) -> float | None:
@@ -234,34 +216,6 @@ def _engine_args(text: str | None, backend: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"--engine-args is '{text}', expected a JSON object")
     return value
-
-
-def _group(index: int | None) -> int:
-    """The number under which a point is kept; the model without steering comes first."""
-    return 0 if index is None else index + 1
-
-
-def _done(partial: "PartialRun", count: int) -> dict[int | None, "Measures"]:
-    from offline.scoring import Measures
-
-    done: dict[int | None, Measures] = {}
-    for index in (None, *range(count)):
-        group = partial.load(_group(index))
-        if group is not None:
-            done[index] = Measures(**group[1][0])
-    return done
-
-
-def _versions(backend: str) -> dict[str, str]:
-    import platform
-    from importlib.metadata import version
-
-    names = ["torch", "transformers", *(["vllm"] if backend == "vllm" else [])]
-    return {
-        "grains-vllm": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
 
 
 def _plot(document: dict[str, Any], folder: Path) -> None:

@@ -118,7 +118,7 @@ def test_an_interrupted_sweep_goes_on(world, model, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(TransformersScorer, "score", interrupted)
         done = run(world, model)
-    assert done.exit_code == 130 and "v.sweep.json.partial" in done.stderr
+    assert done.exit_code == 130 and ".sweep.json.partial" in done.stderr
     assert (world / "v.sweep.json.partial").is_dir() and not (world / "v.sweep.json").exists()
 
     other = run(world, model, "--strengths", "0,0.4")
@@ -203,3 +203,40 @@ def test_calibration_pairs_are_refused(world, model):
     )
     done = run(world, model)
     assert done.exit_code == 2 and "(ids p0)" in done.stderr
+
+
+def test_vectors_are_made_of_kept_deltas(world, model):
+    made = CliRunner().invoke(app, [
+        "extract", "--model", str(model), "--data", str(_others(world)), "--device", "cpu",
+        "--ig-points", "8", "--k", "3", "--out", str(world / "x.safetensors"),
+        "--deltas", str(world / "x.deltas.safetensors"),
+    ])  # fmt: skip
+    assert made.exit_code == 0, made.output
+    done = run(
+        world, model, "--deltas", str(world / "x.deltas.safetensors"), "--estimators",
+        "mean,pca,pca:positive", "--out", str(world / "y.safetensors"), vectors=("x.safetensors",),
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "'mean' is the same vector as 'x'" in done.stderr
+    found = read(world / "y.sweep.json")["vectors"]
+    assert {name: (facts["direction"], facts["mode"]) for name, facts in found.items()} == {
+        "x": ("mean", "contrast"), "pca": ("pca", "contrast"), "pca:positive": ("pca", "positive"),
+    }  # fmt: skip
+    assert len({facts["digest"] for facts in found.values()}) == 3
+    unknown = run(
+        world, model, "--deltas", str(world / "x.deltas.safetensors"), "--estimators", "median",
+        "--out", str(world / "z.safetensors"),
+    )  # fmt: skip
+    assert unknown.exit_code == 2 and "--estimators is 'median'" in unknown.stderr
+
+
+def _others(world):
+    return write_jsonl(world / "calibration.jsonl", rows(12, seed=1))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_plots(world, model):
+    done = run(world, model, "--plots", str(world / "plots"))
+    assert done.exit_code == 0, done.output
+    names = sorted(path.name for path in (world / "plots").iterdir())
+    assert names == ["dose-response.png", "heat-map.png"]
