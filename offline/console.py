@@ -48,16 +48,16 @@ def input_errors(on_interrupt: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
+def progress(total: int, what: str = "examples") -> Iterator[Callable[[int], None]]:
     """A bar on stderr with rate and remaining time; yields a function that advances it."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Pace()
     with Progress(*columns, console=stderr) as bar:
-        task = bar.add_task("examples", total=total)
+        task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
 
 
 class _Pace(ProgressColumn):
-    """Examples per second and the time left, over the whole run: examples finish in groups, which
+    """Items per second and the time left, over the whole run: they finish in groups, which
     misleads the estimate that Rich makes from the last moments."""
 
     def render(self, task: Task) -> Text:

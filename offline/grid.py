@@ -11,7 +11,7 @@ from offline.errors import InputError
 from offline.scoring import Point, Positions
 
 LAYERS, POSITIONS = "single;all", "all"
-STRENGTHS = "0.1,0.15,0.2,0.25,0.3,0.4,0.5,0.6,0.8"
+STRENGTHS = "0.05,0.1,0.15,0.2,0.25,0.3,0.4,0.5,0.6,0.8"
 _EXAMPLE = "expected single, all, ranges, ranges:4 or lists such as 8-15,20, with ';' between them"
 
 
@@ -96,7 +96,10 @@ def parse_strengths(text: str) -> list[float]:
         except ValueError:
             value = math.nan
         if not abs(value) <= MAX_STRENGTH:
-            raise InputError(f"--strengths is '{text}', expected numbers such as 0.1,0.2")
+            raise InputError(
+                f"--strengths is '{text}', expected numbers such as 0.1,0.2, of at most "
+                f"{MAX_STRENGTH:g} in size"
+            )
         values.append(value + 0.0)  # -0 is 0
     return list(dict.fromkeys(values))
 

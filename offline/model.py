@@ -110,6 +110,20 @@ def load_decoder(
     return as_decoder(model, tokenizer, name, blocks)
 
 
+def model_fingerprint(model_id: str) -> ModelFingerprint:
+    """What a vector must have in common with the model; only its config is read.
+
+    Raises:
+        InputError: there is no readable config.
+    """
+    import transformers
+
+    try:
+        return ModelFingerprint.of(transformers.AutoConfig.from_pretrained(model_id))
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{model_id}' has no readable config: {error}") from error
+
+
 def as_decoder(model: Any, tokenizer: Any, name: str, blocks: str | None = None) -> Decoder:
     """Freezes a loaded transformers model and finds its blocks; see `load_decoder`."""
     model.requires_grad_(False).eval()

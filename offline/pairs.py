@@ -113,14 +113,14 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
 
 def _pair(row: Any, where: str, number: int, chat: bool) -> Pair:
     if not isinstance(row, Mapping):
-        raise InputError(f"{where}: found {_kind(row)}, expected an object with {_NEEDED}")
+        raise InputError(f"{where}: found {kind_of(row)}, expected an object with {_NEEDED}")
     if set(TRUTHFULQA) <= set(row):
         return _truthfulqa(row, where, number, chat)
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
             raise InputError(f"{where}: '{name}' is missing, expected {_NEEDED}")
-    prompt = _prompt(row, where)
-    chosen, rejected = (_response(row, name, prompt, where) for name in ("chosen", "rejected"))
+    prompt = prompt_of(row, where)
+    chosen, rejected = (response_of(row, name, prompt, where) for name in ("chosen", "rejected"))
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise InputError(f"{where}: 'prompt' is empty, expected text or messages")
     if chat and isinstance(prompt, str):
@@ -133,7 +133,7 @@ def _truthfulqa(row: Mapping[str, Any], where: str, number: int, chat: bool) -> 
     """The benchmark's question-and-answer form, or one user message."""
     for name in TRUTHFULQA:
         if row[name] is not None and not isinstance(row[name], str):
-            raise InputError(f"{where}: '{name}' is {_kind(row[name])}, expected text")
+            raise InputError(f"{where}: '{name}' is {kind_of(row[name])}, expected text")
     question, best = ((row[name] or "").strip() for name in ("Question", "Best Answer"))
     # The first incorrect answer: one pair per question, as N counts questions.
     wrong = (row["Incorrect Answers"] or "").split(";")[0].strip()
@@ -165,7 +165,23 @@ def require_two_responses(pair: Pair, chosen: str, rejected: str) -> Pair:
     return pair
 
 
-def _prompt(row: Mapping[str, Any], where: str) -> str | Messages:
+def same_question(prompt: str | Messages) -> list[str | Messages]:
+    """The same question as text, as a chat, and in TruthfulQA's question-and-answer form."""
+    if not isinstance(prompt, str):
+        if len(prompt) != 1:
+            return [prompt]
+        text = prompt[0]["content"]
+    else:
+        text = prompt
+    question = text.strip()
+    if question.startswith("Q: ") and question.endswith("\nA:"):
+        question = question[3:-3].strip()
+    forms = dict.fromkeys([text, question, f"Q: {question}\nA:"])
+    return [prompt, *forms, *([{"role": "user", "content": form}] for form in forms)]
+
+
+def prompt_of(row: Mapping[str, Any], where: str) -> str | Messages:
+    """A row's prompt: its own, or what its two conversations start with."""
     prompt = row.get("prompt")
     if isinstance(prompt, str):
         return prompt
@@ -181,7 +197,8 @@ def _prompt(row: Mapping[str, Any], where: str) -> str | Messages:
     return chosen[:common]
 
 
-def _response(row: Mapping[str, Any], name: str, prompt: str | Messages, where: str) -> str:
+def response_of(row: Mapping[str, Any], name: str, prompt: str | Messages, where: str) -> str:
+    """The response under `name`: text, or the one assistant message behind the prompt."""
     value = row[name]
     if isinstance(value, str):
         return value
@@ -201,17 +218,18 @@ def _response(row: Mapping[str, Any], name: str, prompt: str | Messages, where: 
 
 def _messages(value: Any, name: str, where: str) -> Messages:
     if not isinstance(value, list) or not value:
-        raise InputError(f"{where}: '{name}' is {_kind(value)}, expected text or chat messages")
+        raise InputError(f"{where}: '{name}' is {kind_of(value)}, expected text or chat messages")
     for index, message in enumerate(value):
         if not isinstance(message, Mapping):
             raise InputError(
-                f"{where}: '{name}[{index}]' is {_kind(message)}, expected an object with "
+                f"{where}: '{name}[{index}]' is {kind_of(message)}, expected an object with "
                 "'role' and 'content'"
             )
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
                 raise InputError(
-                    f"{where}: '{name}[{index}].{key}' is {_kind(message.get(key))}, expected text"
+                    f"{where}: '{name}[{index}].{key}' is {kind_of(message.get(key))}, "
+                    "expected text"
                 )
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
@@ -221,11 +239,12 @@ def _id(row: Mapping[str, Any], where: str, number: int) -> str:
     if value is None:
         return str(number)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(f"{where}: 'id' is {_kind(value)}, expected text or a whole number")
+        raise InputError(f"{where}: 'id' is {kind_of(value)}, expected text or a whole number")
     return str(value)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a wrong value is, for messages."""
     if value is None:
         return "missing"
     shown = json.dumps(value, default=str)

@@ -58,9 +58,9 @@ def tokenise(pair: Pair, tokenizer: Any) -> TokenPair:
     if isinstance(pair.prompt, str):
         text, contents = pair.prompt, [pair.question or (0, len(pair.prompt))]
     else:
-        text, contents = _render(pair.prompt, tokenizer, pair.where)
+        text, contents = render(pair.prompt, tokenizer, pair.where)
     # A chat template writes BOS itself; raw text gets the tokenizer's own special tokens.
-    ids, offsets = _encode(tokenizer, text, special=not is_chat)
+    ids, offsets = encode(tokenizer, text, special=not is_chat)
     if not ids:
         raise InputError(f"{pair.where}: 'prompt' has no tokens")
     special = set(tokenizer.all_special_ids)
@@ -77,7 +77,7 @@ def tokenise(pair: Pair, tokenizer: Any) -> TokenPair:
         )
     responses = {}
     for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        responses[name] = _response_ids(tokenizer, text, ids, response, special=not is_chat)
+        responses[name] = response_ids(tokenizer, text, ids, response, special=not is_chat)
         if not responses[name]:
             raise InputError(f"{pair.where}: '{name}' has no tokens")
     if responses["chosen"] == responses["rejected"]:
@@ -89,7 +89,8 @@ def tokenise(pair: Pair, tokenizer: Any) -> TokenPair:
     return TokenPair(pair, ids, responses["chosen"], responses["rejected"], tokens, eligible)
 
 
-def _encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], list[Span]]:
+def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], list[Span]]:
+    """Token ids and where each token stands in `text`; `special` adds the tokenizer's own."""
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
     # Some tokenizers close every text; a prompt or an answer is not yet at its end.
@@ -100,20 +101,21 @@ def _encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], list[S
     return ids, offsets
 
 
-def _response_ids(
+def response_ids(
     tokenizer: Any, text: str, prompt_ids: list[int], response: str, special: bool
 ) -> list[int]:
-    joint, _ = _encode(tokenizer, text + response, special)
+    """The ids that `response` has behind `text`, whose own ids are `prompt_ids`."""
+    joint, _ = encode(tokenizer, text + response, special)
     if joint[: len(prompt_ids)] == prompt_ids and len(joint) > len(prompt_ids):
         return joint[len(prompt_ids) :]
-    return _encode(tokenizer, response, special=False)[0]
+    return encode(tokenizer, response, special=False)[0]
 
 
 def _overlap(token: Span, content: Span) -> bool:
     return max(token[0], content[0]) < min(token[1], content[1])
 
 
-def _render(messages: Messages, tokenizer: Any, where: str) -> tuple[str, list[Span]]:
+def render(messages: Messages, tokenizer: Any, where: str) -> tuple[str, list[Span]]:
     """The chat template's text for `messages`, and where each content stands in it."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(

@@ -12,8 +12,8 @@ from typing import Any
 
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
-from offline.pairs import Pair, PairSet, _kind, _prompt, _response
-from offline.prompts import _encode, _render, _response_ids, tokenise
+from offline.pairs import Pair, PairSet, kind_of, prompt_of, response_of, same_question
+from offline.prompts import encode, render, response_ids, tokenise
 from offline.scoring import Item, Suite
 from offline.sources import read_rows
 
@@ -92,32 +92,27 @@ def require_disjoint(pairs: PairSet, vectors: Mapping[str, SteeringVector]) -> l
 
 
 def _fingerprints(pair: Pair) -> set[str]:
-    """The prompt's own, and those that the same question has as text, chat or question-answer."""
-    prompts = [pair.prompt]
-    if isinstance(pair.prompt, str):
-        start, end = pair.question or (0, len(pair.prompt))
-        prompts.append([{"role": "user", "content": pair.prompt[start:end]}])
-    elif len(pair.prompt) == 1:
-        question = pair.prompt[0]["content"]
-        prompts += [question, f"Q: {question}\nA:"]
-    return {replace(pair, prompt=prompt).prompt_fingerprint for prompt in prompts}
+    """The prompt's own, and those of the same question in other forms."""
+    return {
+        replace(pair, prompt=prompt).prompt_fingerprint for prompt in same_question(pair.prompt)
+    }
 
 
 def _controls(path: Path, tokenizer: Any, chat: bool) -> Iterator[Item]:
     for where, row in _rows(path, "--controls", (".jsonl",)):
         if not isinstance(row, Mapping):
-            raise InputError(f"{where}: found {_kind(row)}, expected an object")
+            raise InputError(f"{where}: found {kind_of(row)}, expected an object")
         for name in ("prompt", "completion"):
             if row.get(name) is None:
                 raise InputError(f"{where}: '{name}' is missing, expected 'prompt', 'completion'")
-        prompt = _prompt(row, where)
-        completion = _response(row, "completion", prompt, where)
+        prompt = prompt_of(row, where)
+        completion = response_of(row, "completion", prompt, where)
         if chat and isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         is_text = isinstance(prompt, str)
-        text = prompt if isinstance(prompt, str) else _render(prompt, tokenizer, where)[0]
-        ids, _ = _encode(tokenizer, text, special=is_text)
-        response = _response_ids(tokenizer, text, ids, completion, special=is_text)
+        text = prompt if isinstance(prompt, str) else render(prompt, tokenizer, where)[0]
+        ids, _ = encode(tokenizer, text, special=is_text)
+        response = response_ids(tokenizer, text, ids, completion, special=is_text)
         for name, found in (("prompt", ids), ("completion", response)):
             if not found:
                 raise InputError(f"{where}: '{name}' has no tokens")
@@ -128,8 +123,8 @@ def _texts(path: Path, tokenizer: Any) -> Iterator[Item]:
     for where, row in _rows(path, "--text", (".txt", ".jsonl")):
         text = row.get("text") if isinstance(row, Mapping) else row
         if not isinstance(text, str):
-            raise InputError(f"{where}: 'text' is {_kind(text)}, expected text")
-        ids, _ = _encode(tokenizer, text, special=True)
+            raise InputError(f"{where}: 'text' is {kind_of(text)}, expected text")
+        ids, _ = encode(tokenizer, text, special=True)
         if len(ids) < 2:
             raise InputError(f"{where}: a text of {len(ids)} tokens, expected 2 or more")
         yield Item(tuple(ids[:1]), tuple(ids[1:]))

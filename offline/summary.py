@@ -1,6 +1,7 @@
 """What a person sees at the end: tables on stdout, or one JSON document."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _holds_numbers(value: Mapping[str, Any], *names: str) -> bool:
-    return all(type(value.get(name)) in (int, float) for name in names)
+    return all(_is_number(value.get(name)) for name in names)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _facts(vector: SteeringVector) -> Table:
@@ -71,7 +76,11 @@ def _examples(passport: Any) -> str | None:
 
 
 def _words(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
+    return ", ".join(
+        f"{key} {value}"
+        for key, value in options.items()
+        if value is not None and not isinstance(value, Mapping)
+    )
 
 
 def _completeness(gaps: Mapping[str, Any]) -> Table:
@@ -102,6 +111,6 @@ def _layers(vector: SteeringVector) -> Table:
         table.add_row(
             f"{layer}" if layer in vector.layers else f"{layer} (none)",
             f"{vector.reference_norms[layer]:.4g}",
-            *(f"{value:.3f}" if type(value) in (int, float) else "-" for value in values),
+            *(f"{value:.3f}" if _is_number(value) else "-" for value in values),
         )
     return table

@@ -15,7 +15,7 @@ from benchmarks.testbed.summary import FREE
 from offline.plot_style import GRID, INK, LINES, MUTED, STYLE, SURFACE
 
 LABELS = {"exact": "exact answers", "accuracy": "pair accuracy"}
-_MARKERS = "osD^v"
+_MARKERS = "osD^vP"
 
 
 def comparison(document: Mapping[str, Any], metric: str) -> Figure:
@@ -51,7 +51,7 @@ def doses(seeds: Mapping[int, Mapping[str, Result]], metric: str) -> Figure:
         figure = Figure(figsize=(6.2, 4.8), layout="constrained")
         grid = figure.subplots(2, 2)
         for panel, axes in zip(panels, grid.flat, strict=True):
-            for name, colour, marker in zip(DOSED, LINES, _MARKERS, strict=False):
+            for name, colour, marker in zip(DOSED, LINES, _MARKERS, strict=True):
                 curves = [_curve(results, name, panel) for results in seeds.values()]
                 strengths = next(iter(seeds.values()))[f"dose-{name}"]["strengths"]
                 for curve in curves if name == GRAINS else []:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from grains_vllm.config import MAX_STRENGTH
 from grains_vllm.vectors import write_aside
 from offline.console import (
     Force,
@@ -136,8 +136,9 @@ def extract(
         require_choice("--dtype", dtype, ("float32", "bfloat16"))
         if ig_batch < 1:
             raise InputError(f"--ig-batch is {ig_batch}, expected 1 or more")
-        if strength is not None and not math.isfinite(strength):
-            raise InputError(f"--strength is {strength}, expected a finite number")
+        if strength is not None and not abs(strength) <= MAX_STRENGTH:
+            limits = f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}"
+            raise InputError(f"--strength is {strength}, expected {limits}")
         plan = _recipe(recipe, data)
         asked = {name: values[name] for name in _FIELDS if name in given}
         options = ExtractOptions(**{**(_options(plan) if plan else {}), **asked})

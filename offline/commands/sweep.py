@@ -79,7 +79,7 @@ def sweep(
     The chosen layers, strength and positions are written into the vector's passport, from which
     servers take their defaults. Exit code 1: no point keeps the limits.
     """
-    with input_errors("the same command goes on from the .sweep.json.partial folder"):
+    with input_errors("the same command goes on from its .sweep.json.partial, if it is there"):
         require_choice("--backend", backend, ("transformers", "vllm"))
         require_choice("--dtype", dtype, ("float32", "bfloat16"))
         require_choice("--metric", metric, ("accuracy", "exact", "margin"))
@@ -93,8 +93,13 @@ def sweep(
         ):
             if path is not None and not path.is_file():
                 raise InputError(f"{option} is '{path}': no such file")
-            if value is not None and (path is None or not 0 <= value < math.inf):
-                raise InputError(f"{limit_option} is {value}: 0 or more, together with {option}")
+            if value is not None and path is None:
+                raise InputError(f"{limit_option} is given without {option}, expected both")
+            most = 1 if path is controls else math.inf
+            if value is not None and not (0 <= value <= most and math.isfinite(value)):
+                raise InputError(
+                    f"{limit_option} is {value}, expected {'0 to 1' if most == 1 else '0 or more'}"
+                )
         require_different(data=data, controls=controls, text=text, deltas=deltas, out=out)
         require_writable(table, force)
         require_writable(target, force or out is None)
@@ -145,7 +150,7 @@ def sweep(
         }
         with PartialRun(table, manifest, restart) as partial:
             done = sweep_files.finished(partial, len(points))
-            with progress(len(points) + 1 - len(done)) as advance:
+            with progress(len(points) + 1 - len(done), "points") as advance:
 
                 def keep(index: int | None, found: Measures) -> None:
                     sweep_files.keep(partial, index, found)

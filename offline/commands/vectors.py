@@ -73,12 +73,9 @@ def _fingerprint(
     if model is not None and any(given):
         raise InputError("--model says it all; leave out --architecture and the sizes")
     if model is not None:
-        import transformers
+        from offline.model import model_fingerprint
 
-        try:
-            return ModelFingerprint.of(transformers.AutoConfig.from_pretrained(model))
-        except (OSError, ValueError) as error:
-            raise InputError(f"model '{model}' has no readable config: {error}") from error
+        return model_fingerprint(model)
     if architecture is None or hidden_size is None or num_layers is None:
         raise InputError(
             "a GGUF file does not say which model it fits: give --model, or all of "

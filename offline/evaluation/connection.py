@@ -13,6 +13,7 @@ from offline.errors import InputError
 from offline.evaluation.serving import serving
 from offline.evaluation.target import Target, connect
 from offline.grid import layer_sets
+from offline.model import model_fingerprint
 
 
 @contextmanager
@@ -30,7 +31,6 @@ def own_server(
     """A target that exists for this run; facts without its address, which nobody can use again."""
     entries: dict[str, dict[str, Any]] = {}
     for path, (name, vector) in zip(paths, artifacts.items(), strict=True):
-        recommended = vector.passport.get("recommended", {})
         value = vector.recommended_strength if strength is None else strength
         if value is None:
             raise InputError(f"--strength is missing: {name} recommends none")
@@ -42,8 +42,11 @@ def own_server(
             chosen = list(sets[0])
         entries[path.stem] = {
             "path": str(path), "strength": value, "layers": chosen,
-            "positions": positions or recommended.get("positions", "all"),
+            "positions": positions or vector.recommended_positions,
         }  # fmt: skip
+    fingerprint = model_fingerprint(model)
+    for name, vector in artifacts.items():
+        vector.model.require(fingerprint, f"'{name}'")
     served_name = Path(model).resolve().name if Path(model).is_dir() else model
     with stderr.status("starting vllm serve"):
         server = ExitStack()

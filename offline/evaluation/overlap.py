@@ -7,7 +7,7 @@ from typing import Any
 
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
-from offline.pairs import Messages, Pair
+from offline.pairs import Messages, Pair, same_question
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Seen:
 
     def _source(self, prompts: Sequence[str | Messages]) -> str | None:
         for prompt in prompts:
-            for form in _forms(prompt):
+            for form in same_question(prompt):
                 source = self.prompts.get(_fingerprint(form))
                 if source is not None:
                     return source
@@ -80,21 +80,6 @@ def seen_by(vectors: Mapping[str, SteeringVector], exclude: bool = False) -> See
                 {value: f"{source} of {name}" for value in fingerprints if isinstance(value, str)}
             )
     return Seen(prompts, exclude, silent)
-
-
-def _forms(prompt: str | Messages) -> list[str | Messages]:
-    """The same question as text, as a chat, and in TruthfulQA's question-and-answer form."""
-    if not isinstance(prompt, str):
-        if len(prompt) != 1:
-            return [prompt]
-        text = prompt[0]["content"]
-    else:
-        text = prompt
-    question = text.strip()
-    if question.startswith("Q: ") and question.endswith("\nA:"):
-        question = question[3:-3].strip()
-    forms = dict.fromkeys([text, question, f"Q: {question}\nA:"])
-    return [prompt, *forms, *([{"role": "user", "content": form}] for form in forms)]
 
 
 def _fingerprint(prompt: str | Messages) -> str:

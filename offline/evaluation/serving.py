@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,8 @@ from offline.errors import InputError
 START_LIMIT_S = 1800  # large models load for many minutes; one that has died is noticed at once
 STOP_LIMIT_S = 60
 _EARLY = "vllm serve ended early"
-LOG_TAIL = 4000  # characters of the log that an error quotes
+LOG_TAIL = 4000  # characters of the log's end that an error quotes
+_ERROR = re.compile(r"\b\w*Error\b: ")
 
 
 @contextmanager
@@ -112,4 +114,9 @@ def _ended(server: "subprocess.Popen[bytes]", log: Path) -> str:
 
 
 def _tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-LOG_TAIL:]
+    """The lines that report errors, which often stand far above the end, and the end."""
+    text = log.read_text(errors="replace")
+    end = text[-LOG_TAIL:]
+    reported = [line for line in text[:-LOG_TAIL].splitlines() if _ERROR.search(line)]
+    causes = list(dict.fromkeys(line[-300:] for line in reported))[-8:]
+    return "\n".join([*causes, "...", end] if causes else [end])

@@ -1,6 +1,7 @@
 """What an artifact's passport says, as sentences and rows for people."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,8 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 def number(value: Any) -> Any:
     """`value` if it is a number, else None."""
-    return value if type(value) in (int, float) else None
+    fits = type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return value if fits else None
 
 
 def summary(subject: Subject) -> str:

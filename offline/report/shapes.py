@@ -1,7 +1,7 @@
 """What the fields of a result file must hold, said as an example would, and checked."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +10,8 @@ from offline.errors import InputError
 TEXT, NUMBER, WHOLE, FLAG = "text", "a number", "a whole number", "true or false"
 _FITS = {
     TEXT: lambda value: type(value) is str,
-    NUMBER: lambda value: type(value) in (int, float) and math.isfinite(value),
+    # Written so that no integer is too long to become a float.
+    NUMBER: lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max,
     WHOLE: lambda value: type(value) is int,
     FLAG: lambda value: type(value) is bool,
 }

@@ -95,7 +95,7 @@ def test_out_leaves_the_artifact_alone(world, model):
 
 def test_no_allowed_point_recommends_nothing(world, model):
     before = (world / "v.safetensors").read_bytes()
-    done = run(world, model, "--controls", str(world / "controls.jsonl"), "--min-controls", "2")
+    done = run(world, model, "--controls", str(world / "controls.jsonl"), "--min-controls", "1")
     assert done.exit_code == 1 and "no point keeps the limits" in done.stderr
     assert (world / "v.safetensors").read_bytes() == before
     document = read(world / "v.sweep.json")
@@ -172,8 +172,9 @@ def test_several_vectors_are_compared(world, model):
         (["--positions", "some"], "--positions is 'some'"),
         (["--metric", "best"], "--metric is 'best', expected one of accuracy, exact, margin"),
         (["--backend", "jax"], "--backend is 'jax'"),
-        (["--min-controls", "0.9"], "--min-controls is 0.9"),
-        (["--max-perplexity-increase", "0.1"], "0 or more, together with --text"),
+        (["--min-controls", "0.9"], "--min-controls is given without --controls"),
+        (["--max-perplexity-increase", "0.1"], "is given without --text, expected both"),
+        (["--controls", "CONTROLS", "--min-controls", "1.5"], "1.5, expected 0 to 1"),
         (["--estimators", "mean"], "--deltas, which is missing"),
         (["--engine-args", "{}"], "--engine-args belongs to --backend vllm"),
         (["--controls", "none.jsonl"], "--controls is 'none.jsonl': no such file"),
@@ -182,6 +183,7 @@ def test_several_vectors_are_compared(world, model):
 )
 def test_refusals(world, model, more, message):
     before = sorted(path.name for path in world.iterdir())
+    more = [str(world / "controls.jsonl") if word == "CONTROLS" else word for word in more]
     done = run(world, model, *more)
     assert done.exit_code == 2
     assert message in re.sub(r"\s+", " ", done.stderr)
