@@ -84,7 +84,7 @@ RECORDS = [
     ({"positive": [2]}, "line 1: 'positive' holds the position 2, there are 2 tokens"),
     ({"negative": [-1]}, "line 1: 'negative' holds the position -1"),
     ({"gap": float("nan")}, "line 1: not valid JSON (NaN is not JSON)"),
-    ({"gap": 10**400}, "'gap'"),
+    ({"gap": 10**400}, "line 1: 'gap' is 1000"),
     ({"used": 1}, "line 1: 'used' is 1, expected true or false"),
 ]
 
