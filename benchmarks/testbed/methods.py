@@ -34,7 +34,7 @@ RANDOM = ("random", "random-tokens", "random-tokens-raw")
 TITLES = {
     "base": "base",
     GRAINS: "GrAInS",
-    GRAINS_RESPONSE: "GrAInS, read over the answer, mask-token baseline",
+    GRAINS_RESPONSE: "GrAInS, read over the answer",
     "opposite": "opposite vector",
     "label-swap": "label swap",
     "caa-last": "CAA, last answer token",

@@ -36,9 +36,7 @@ def comparison(document: Mapping[str, Any], metric: str) -> Figure:
                 axes.plot(free["mean"], height, "o", color=colour, mfc=SURFACE, zorder=1)
         axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
         axes.set_xlim(-0.02, 1.04)
-        axes.set_xlabel(
-            f"{LABELS[metric]} on test: filled within limits (bars: sd), hollow without limits"
-        )
+        axes.set_xlabel(f"{LABELS[metric]} on test (filled: within limits, hollow: without)")
         axes.grid(axis="x", color=GRID)
     return figure
 
@@ -48,7 +46,7 @@ def doses(seeds: Mapping[int, Mapping[str, Result]], metric: str) -> Figure:
     seeds as thin lines). Every method at the layers that its own validation chose."""
     panels = (metric, "margin", "controls", "perplexity increase")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.2, 4.8), layout="constrained")
+        figure = Figure(figsize=(5.9, 4.6), layout="constrained")
         grid = figure.subplots(2, 2)
         for panel, axes in zip(panels, grid.flat, strict=True):
             for name, colour, marker in zip(DOSED, LINES, _MARKERS, strict=True):
@@ -68,7 +66,7 @@ def doses(seeds: Mapping[int, Mapping[str, Result]], metric: str) -> Figure:
         for axes in grid[1]:
             axes.set_xlabel("strength (share of ||h||)")
         handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
