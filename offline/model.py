@@ -121,7 +121,9 @@ def model_fingerprint(model_id: str) -> ModelFingerprint:
     try:
         return ModelFingerprint.of(transformers.AutoConfig.from_pretrained(model_id))
     except (OSError, ValueError) as error:
-        raise InputError(f"model '{model_id}' has no readable config: {error}") from error
+        name = Path(model_id).resolve().name if Path(model_id).is_dir() else model_id
+        reason = str(error).replace(model_id, name)
+        raise InputError(f"model '{name}' has no readable config: {reason}") from error
 
 
 def as_decoder(model: Any, tokenizer: Any, name: str, blocks: str | None = None) -> Decoder:

@@ -4,6 +4,7 @@ import csv
 import json
 import threading
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -411,14 +412,28 @@ def test_what_is_not_served_is_named(world, tmp_path):
 
 
 def test_a_server_that_dies_shows_its_log(tmp_path):
-    random_vector(0).save(tmp_path / "v.safetensors")
+    config = build_model().config
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path / "model")  # no weights, no tokenizer
     (tmp_path / "t.txt").write_text("The moon is blue.\n")
-    result = CliRunner().invoke(
-        app,
-        ["evaluate", "--model", str(tmp_path), "--vector", str(tmp_path / "v.safetensors"),
-         "--out", str(tmp_path / "x.json"), "--task", "perplexity", "--text",
-         str(tmp_path / "t.txt")],
-    )  # fmt: skip
-    assert result.exit_code == 2, result.output
-    assert "vllm serve ended early, with exit code 1" in result.stderr
-    assert "config.json" in result.stderr  # the log's own words
+
+    def evaluate(vector):
+        vector.save(tmp_path / "v.safetensors")
+        result = CliRunner().invoke(
+            app,
+            ["evaluate", "--model", str(tmp_path / "model"),
+             "--vector", str(tmp_path / "v.safetensors"), "--out", str(tmp_path / "x.json"),
+             "--task", "perplexity", "--text", str(tmp_path / "t.txt")],
+        )  # fmt: skip
+        assert result.exit_code == 2, result.output
+        return " ".join(result.stderr.split())
+
+    vector = random_vector(0)
+    # A vector of another model is refused before there is a server.
+    other = replace(vector, model=replace(vector.model, architecture="GPT2LMHeadModel"))
+    message = evaluate(other)
+    assert "made for a model with architecture 'GPT2LMHeadModel'" in message
+    assert "vllm serve" not in message
+    message = evaluate(vector)
+    assert "vllm serve ended early, with exit code 1" in message
+    assert "Error: " in message  # the log's own words
