@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
-from grains_vllm.config import Catalogue
+from grains_vllm.catalogue import Catalogue
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.vectors import ArtifactError, ModelFingerprint
 

@@ -8,8 +8,15 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from grains_vllm.config import KEY, read_catalogue
+from grains_vllm.catalogue import KEY
+from grains_vllm.config import read_catalogue
 from grains_vllm.errors import GrainsConfigError
+
+# vLLM's own list of ASGI middleware, as --middleware fills it.
+MIDDLEWARE = (
+    "grains_vllm.receipts_http.ReceiptMiddleware",
+    "grains_vllm.metrics_http.MetricsMiddleware",
+)
 
 
 def _add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,6 +60,10 @@ def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
                     "give one of them"
                 )
             engine_args.additional_config = {**additional, KEY: {"config": path}}
+            if hasattr(args, "middleware"):  # only servers have it
+                missing = [name for name in MIDDLEWARE if name not in args.middleware]
+                # First is innermost: receipts are written before anything is compressed.
+                args.middleware = [*missing, *args.middleware]
         return engine_args
 
     return from_cli_args
@@ -66,6 +77,7 @@ def _create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         from grains_vllm.admission import prefer_v1_runner, require_engine
         from grains_vllm.plugin import enable
+        from grains_vllm.registry import share
 
         enable()
         catalogue = read_catalogue(asked[KEY])
@@ -77,6 +89,7 @@ def _create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
             # The user's object stays as the user wrote it, so that it can build another engine.
             self.additional_config = asked
         require_engine(vllm_config, catalogue)
+        share(vllm_config)
         return vllm_config
 
     return create_engine_config

@@ -7,18 +7,31 @@ way in, and is where the decision is written into the request.
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from http import HTTPStatus
 from typing import Any
 
-from grains_vllm.config import Catalogue, Steering, catalogue_of, short
+from grains_vllm import metrics
+from grains_vllm.catalogue import Catalogue
+from grains_vllm.checks import short
 from grains_vllm.errors import GrainsConfigError
-from grains_vllm.selection import FIELDS, RESERVED, SALT_PREFIX, SelectionError, select
+from grains_vllm.marker import build
+from grains_vllm.registry import Registry, Snapshot
+from grains_vllm.selection import (
+    CANARY_KEY,
+    FIELDS,
+    RESERVED,
+    Choice,
+    SelectionError,
+    SteeringDisabled,
+    select,
+)
 
 
 def _init(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         original(self, vllm_config, *args, **kwargs)
-        self.grains_catalogue = catalogue_of(vllm_config)
+        self.grains_registry = Registry.of(vllm_config)
 
     return __init__
 
@@ -28,85 +41,79 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
     def process_inputs(
         self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        catalogue = _of(self)
-        if catalogue is None:
+        state = _of(self)
+        if state is None:
             return original(self, request_id, prompt, params, *args, **kwargs)
         from vllm.exceptions import VLLMValidationError
 
         try:
-            steering = select(getattr(params, "extra_args", None), catalogue)
+            asked = getattr(params, "extra_args", None)
+            choice = select(asked, state.catalogue, state.enabled, identity=request_id)
             request = original(self, request_id, prompt, params, *args, **kwargs)
-            _write(request, steering)
+            _write(request, choice)
         except SelectionError as error:
+            metrics.refused(error.field)
             raise VLLMValidationError(str(error), parameter="extra_args") from error
         return request
 
     return process_inputs
 
 
-def _write(request: Any, steering: Steering | None) -> None:
-    salt = request.cache_salt or ""
-    _check_salt(salt)
-    if steering is None:
-        return
-    if getattr(request, "resumable", False):
-        raise SelectionError("steering: not supported for requests with streamed input")
-    border = _border(request, steering)
+def _write(request: Any, choice: Choice) -> None:
     params = request.sampling_params
-    # A new dict: the parameters may be a shallow copy of an object that the caller keeps.
-    params.extra_args = {
-        **(params.extra_args or {}),
-        RESERVED: {
-            "slot": steering.entry.slot_key,
-            "strength": steering.strength,
-            "positions": steering.positions,
-            "prompt_tokens": border,
-        },
-    }
-    key = "" if steering.positions == "all" else border
-    request.cache_salt = f"{SALT_PREFIX}{steering.digest}:{key}:{salt}"
+    if params is None:
+        return
+    if choice.steering is not None and getattr(request, "resumable", False):
+        raise SelectionError("steering: not supported for requests with streamed input")
+    marker = build(choice, _border(request, choice))
+    if marker is not None:
+        # A new dict: the parameters may be a shallow copy of an object that the caller keeps.
+        params.extra_args = {**(params.extra_args or {}), RESERVED: marker}
 
 
-def _border(request: Any, steering: Steering) -> int:
-    """How many tokens count as prompt; the KV depends on it unless all tokens are steered alike.
-
-    The next turn of a chat has this turn's answer in its prompt; blocks that were computed as
-    generated tokens must not serve as prompt tokens then, nor the other way round.
-    """
+def _border(request: Any, choice: Choice) -> int:
+    """How many tokens count as prompt for the positions."""
     from vllm.utils import length_from_prompt_token_ids_or_embeds
 
     length: int = length_from_prompt_token_ids_or_embeds(
         request.prompt_token_ids, request.prompt_embeds
     )
-    if steering.prompt_tokens is not None and steering.prompt_tokens > length:
+    given = choice.steering.prompt_tokens if choice.steering else None
+    if given is None:
+        return length
+    if given > length:
         raise SelectionError(
-            f"steering_prompt_tokens: {short(steering.prompt_tokens)}, but the prompt has "
-            f"{length} tokens"
+            f"steering_prompt_tokens: {short(given)}, but the prompt has {length} tokens"
         )
-    return length if steering.prompt_tokens is None else steering.prompt_tokens
-
-
-def _check_salt(salt: str) -> None:
-    if salt.startswith(SALT_PREFIX):
-        raise SelectionError(f"cache_salt: {SALT_PREFIX!r} at the start is reserved")
+    return given
 
 
 def _check_model(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def check_model(self: Any, request: Any) -> Any:
-        catalogue = _catalogue(self.models)
-        if catalogue is not None:
+        state = _state(self.models)
+        if state is not None:
             try:
-                _resolve_alias(request, self.models.base_model_paths, catalogue)
-                _check_request(request, catalogue)
+                _resolve_alias(request, self.models.base_model_paths, state.catalogue)
+                _check_request(request, state)
             except SelectionError as error:
-                return self.create_error_response(str(error), param=_field(error))
+                metrics.refused(error.field)
+                return self.create_error_response(
+                    str(error), **_error_status(error), param=error.field
+                )
         return await original(self, request)
 
     return check_model
 
 
-def _catalogue(models: Any) -> Catalogue | None:
+def _error_status(error: SelectionError) -> dict[str, Any]:
+    if isinstance(error, SteeringDisabled):
+        status = HTTPStatus.SERVICE_UNAVAILABLE
+        return {"err_type": "ServiceUnavailableError", "status_code": status}
+    return {}
+
+
+def _state(models: Any) -> Snapshot | None:
     from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
 
     # A registry belongs to a server that renders prompts and has no engine.
@@ -115,10 +122,10 @@ def _catalogue(models: Any) -> Catalogue | None:
     return _of(models.input_processor)
 
 
-def _of(input_processor: Any) -> Catalogue | None:
+def _of(input_processor: Any) -> Snapshot | None:
     # None also for the processor of a plain engine that was there before steering was enabled.
-    catalogue: Catalogue | None = getattr(input_processor, "grains_catalogue", None)
-    return catalogue
+    registry: Registry | None = getattr(input_processor, "grains_registry", None)
+    return None if registry is None else registry.snapshot()
 
 
 def _resolve_alias(request: Any, base_models: list[Any], catalogue: Catalogue) -> None:
@@ -139,7 +146,7 @@ def _resolve_alias(request: Any, base_models: list[Any], catalogue: Catalogue) -
     if not _carries_xargs(request):
         raise SelectionError(f"model: the alias {model!r} cannot be used at this endpoint")
     xargs = dict(getattr(request, "vllm_xargs", None) or {})
-    if str(xargs.setdefault("steering", name)).partition("=")[0] != name:
+    if str(xargs.setdefault("steering", name)).partition("=")[0].strip() != name:
         raise SelectionError(
             f"steering: {short(xargs['steering'])} contradicts the model alias {model!r}"
         )
@@ -153,21 +160,29 @@ def _carries_xargs(request: Any) -> bool:
     return "vllm_xargs" in kind.model_fields or kind.__name__ == "BatchChatCompletionRequest"
 
 
-def _check_request(request: Any, catalogue: Catalogue) -> None:
-    _check_salt(getattr(request, "cache_salt", None) or "")
+def _check_request(request: Any, state: Snapshot) -> None:
+    catalogue = state.catalogue
     xargs = getattr(request, "vllm_xargs", None) or {}
     chosen = [name for name in FIELDS if name in xargs]
     if chosen and not _carries_xargs(request):
         raise SelectionError(f"{chosen[0]}: cannot be chosen at this endpoint")
     _check_misplaced(getattr(request, "model_extra", None) or {})
-    steering = select(xargs, catalogue)
+    steering = select(xargs, catalogue, state.enabled).steering
     if getattr(request, "use_beam_search", False):
         # vLLM drops the request's own fields there; only the server's default gets through.
         if chosen and (catalogue.default is not None or steering is not None):
             raise SelectionError(
                 f"{chosen[0]}: cannot be chosen per request together with use_beam_search"
             )
-        require_beam_search(catalogue)
+        require_beam_search(state)
+    user = getattr(request, "user", None)
+    if (
+        catalogue.canary is not None
+        and user
+        and CANARY_KEY not in xargs
+        and _carries_xargs(request)
+    ):
+        request.vllm_xargs = {**xargs, CANARY_KEY: str(user)[:512]}
 
 
 def _check_misplaced(extra: Mapping[str, Any]) -> None:
@@ -182,27 +197,32 @@ def _check_misplaced(extra: Mapping[str, Any]) -> None:
                 )
 
 
-def require_beam_search(catalogue: Catalogue) -> None:
-    """Raises SelectionError where beam search would steer other tokens than the default says.
+def require_beam_search(state: Snapshot) -> None:
+    """Raises SelectionError where beam search would steer other tokens than the operator says.
 
-    Beam search sends every step as a new prompt, so that no token would count as generated.
+    Beam search sends every step as a new prompt of its own, so that no token would count as
+    generated, and a canary would throw its dice for each.
     """
-    if catalogue.default is not None and catalogue.default.positions != "all":
+    default = state.catalogue.default if state.enabled else None
+    places = sorted({term.positions for term in default.terms} - {"all"}) if default else []
+    if places:
         raise SelectionError(
             f"use_beam_search: not possible with the server's default steering of positions "
-            f"{catalogue.default.positions!r}"
+            f"{places[0]!r}"
         )
+    if state.enabled and state.catalogue.canary is not None:
+        raise SelectionError("use_beam_search: not possible with the server's canary")
 
 
 def _beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
-        catalogue = _of(self.llm_engine.input_processor)
-        if catalogue is not None:
+        state = _of(self.llm_engine.input_processor)
+        if state is not None:
             from vllm.exceptions import VLLMValidationError
 
             try:
-                require_beam_search(catalogue)
+                require_beam_search(state)
             except SelectionError as error:
                 raise VLLMValidationError(str(error)) from error
         return original(self, *args, **kwargs)
@@ -210,18 +230,16 @@ def _beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
     return beam_search
 
 
-def _field(error: SelectionError) -> str:
-    return str(error).split(":", 1)[0].split(" ", 1)[0]
-
-
 def _init_models(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        catalogue = _catalogue(self)
-        if catalogue is not None:
+        state = _state(self)
+        if state is not None:
             names = {base.name for base in self.base_model_paths}
-            hidden = names & {f"{base}:{vector}" for base in names for vector in catalogue.vectors}
+            hidden = names & {
+                f"{base}:{vector}" for base in names for vector in state.catalogue.vectors
+            }
             if hidden:
                 raise GrainsConfigError(
                     f"--served-model-name {min(hidden)}: this is the alias of a steering vector, "
@@ -235,8 +253,8 @@ def _show_available_models(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def show_available_models(self: Any) -> Any:
         models = await original(self)
-        catalogue = _catalogue(self)
-        if catalogue is not None:
+        state = _state(self)
+        if state is not None:
             bases = {base.name for base in self.base_model_paths}
             models.data += [
                 type(card)(
@@ -248,7 +266,7 @@ def _show_available_models(original: Callable[..., Any]) -> Callable[..., Any]:
                 )
                 for card in models.data
                 if card.id in bases
-                for name in sorted(catalogue.vectors)
+                for name in sorted(state.catalogue.vectors)
             ]
         return models
 

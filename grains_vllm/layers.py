@@ -40,8 +40,11 @@ _OUTPUT_OF = {
 }
 
 
-def find_layers(model: nn.Module) -> dict[int, nn.Module]:
-    """The decoder layers of the language model that live on this rank, by global index.
+def find_layers(model: nn.Module) -> tuple[dict[int, nn.Module], int]:
+    """The decoder layers of the language model.
+
+    Returns:
+        Those that live on this rank, by global index, and how many all ranks have together.
 
     Raises:
         GrainsConfigError: the model keeps its layers somewhere unknown.
@@ -57,11 +60,12 @@ def find_layers(model: nn.Module) -> dict[int, nn.Module]:
     for name in ("layers", "h", "blocks"):
         layers = getattr(inner, name, None)
         if isinstance(layers, nn.ModuleList):
-            return {
+            mine = {
                 index: layer
                 for index, layer in enumerate(layers)
                 if not isinstance(layer, PPMissingLayer)
             }
+            return mine, len(layers)
     raise GrainsConfigError(
         f"--enable-grains: no list of decoder layers (layers, h or blocks) found in "
         f"{type(model).__name__}"
@@ -98,8 +102,9 @@ def attach(layer: nn.Module, output: str, buffers: dict[str, torch.Tensor]) -> N
 
     Args:
         output: see `layer_output`.
-        buffers: grains_slot [tokens] int32 and grains_strength [tokens] float32, shared by all
-            layers; grains_gain [slots + 1] and grains_direction [slots + 1, hidden] float32.
+        buffers: grains_slot [tokens, parts] int32 and grains_strength [tokens, parts] float32,
+            shared by all layers; grains_gain [slots + 1] and grains_direction [slots + 1, hidden]
+            float32.
 
     Raises:
         GrainsConfigError: something else has replaced this layer's forward already.
@@ -141,13 +146,19 @@ def _steer(layer: Any, hidden: torch.Tensor, residual: torch.Tensor | None) -> t
             "expected [tokens, hidden]; routing would not fit"
         )
     tokens = hidden.shape[0]
-    slot = layer.grains_slot[:tokens]
-    gain = (layer.grains_strength[:tokens] * layer.grains_gain[slot]).unsqueeze(-1)
+    delta, steered_tokens = None, None
+    for part in range(layer.grains_slot.shape[1]):  # unrolled by the compiler
+        slot = layer.grains_slot[:tokens, part]
+        gain = (layer.grains_strength[:tokens, part] * layer.grains_gain[slot]).unsqueeze(-1)
+        added, on = gain * layer.grains_direction[slot], gain != 0
+        delta = added if delta is None else delta + added
+        steered_tokens = on if steered_tokens is None else steered_tokens | on
     stream = hidden.float()
     if residual is not None:
         stream = stream + residual.float()
-    steered = shift(stream, gain * layer.grains_direction[slot])
+    steered = shift(stream, cast(torch.Tensor, delta))
     if residual is not None:
         steered = steered - residual.float()
     # Not a multiplication by a mask: tokens without steering must keep their very bits.
-    return torch.where(gain != 0, steered.to(hidden.dtype), hidden)
+    on = cast(torch.Tensor, steered_tokens)
+    return torch.where(on, steered.to(hidden.dtype), hidden)

@@ -1,4 +1,4 @@
-"""The one way this package changes vLLM: named attributes of classes, wrapped and undoable."""
+"""The one way this package changes vLLM: named attributes of classes and modules, wrapped."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ _ABSENT = object()
 _undo: list[tuple[Any, str, Any]] = []
 
 
-def wrap(owner: type, name: str, make: Callable[[Any], Any]) -> None:
+def wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     """Replaces `owner.name` by `make(original)`.
 
     `original` is the plain function, also where the class holds a static or class method, and None

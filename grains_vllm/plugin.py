@@ -62,6 +62,11 @@ _RUNNER = "vllm.v1.worker.gpu_model_runner"
 _SERVING = "vllm.entrypoints.serve.engine.serving"
 _BEAM = "vllm.entrypoints.generate.beam_search.offline"
 _WORKER = "vllm.v1.worker.worker_base"
+_HASHING = "vllm.v1.core.kv_cache_utils"
+_OUTPUT = "vllm.v1.engine.output_processor"
+_RESPONSES = "vllm.entrypoints.openai.responses.protocol"
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+_BLOCKS = "vllm.v1.core.block_pool"  # holds the hashing function under its own name
 
 # Wrapped so that --enable-grains exists and can explain itself; needed even to refuse politely.
 FLAGS = (
@@ -71,6 +76,19 @@ FLAGS = (
 )
 ENGINE = (
     TouchPoint(_CORE, "EngineCore._initialize_kv_caches", ("vllm_config",)),
+    TouchPoint(_CORE, "EngineCore.__init__", ("vllm_config",)),
+    TouchPoint(_CORE, "EngineCore.preprocess_add_request", ("request",)),
+    TouchPoint(_CORE, "EngineCore.collective_rpc", ("method", "timeout", "args", "kwargs")),
+    TouchPoint(_SCHEDULER, "Scheduler.add_request", ("request",)),
+    TouchPoint(_SCHEDULER, "Scheduler.finish_requests", ("request_ids",)),
+    TouchPoint(_SCHEDULER, "Scheduler._free_request", ("request",)),
+    TouchPoint(
+        _HASHING,
+        "generate_block_hash_extra_keys",
+        ("request", "start_token_idx", "end_token_idx", "start_mm_idx"),
+    ),
+    TouchPoint("vllm.config", "VllmConfig.compute_hash"),
+    TouchPoint(_BLOCKS, "generate_block_hash_extra_keys"),
     TouchPoint("vllm.v1.executor.abstract", "Executor.collective_rpc", ("method",)),
     TouchPoint(_WORKER, "WorkerWrapperBase.init_worker"),
     TouchPoint(_RUNNER, "GPUModelRunner.execute_model", ("scheduler_output",)),
@@ -89,6 +107,18 @@ FRONT_END = (
     TouchPoint(_MODELS, "OpenAIServingModels.show_available_models"),
     TouchPoint(_MODELS, "OpenAIModelRegistry"),
     TouchPoint(_BEAM, "BeamSearchOfflineMixin.beam_search"),
+    TouchPoint(_OUTPUT, "OutputProcessor.add_request", ("request", "prompt", "parent_req")),
+    TouchPoint(_OUTPUT, "OutputProcessor._finish_request", ("req_state",)),
+    TouchPoint(_OUTPUT, "OutputProcessor.abort_requests", ("request_ids", "internal")),
+    TouchPoint(
+        _OUTPUT, "RequestState._new_request_output", ("external_req_id", "outputs", "finished")
+    ),
+    TouchPoint("vllm.outputs", "RequestOutput.add", ("next_output",)),
+    TouchPoint(_RESPONSES, "ResponsesResponse.from_request"),
+    TouchPoint("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.num_output_tokens"),
+    TouchPoint("vllm.v1.engine.parallel_sampling", "ParentRequest.n"),
+    TouchPoint("vllm.outputs", "RequestOutput"),
+    TouchPoint("vllm.outputs", "RequestOutput.add"),
     TouchPoint("vllm.exceptions", "VLLMValidationError"),
     TouchPoint("vllm.config", "VllmConfig.use_v2_model_runner"),
 )
@@ -120,13 +150,17 @@ def enable() -> None:
     """
     if (reason := unsupported(ENGINE + FRONT_END)) is not None:
         raise GrainsConfigError(reason)
-    from grains_vllm import frontend
+    from grains_vllm import frontend, receipts, receipts_http
 
     _wrap_engine()
     _wrap_once(_INPUT, "InputProcessor", frontend.INPUT_PROCESSOR)
     _wrap_once(_SERVING, "BaseServing", frontend.BASE_SERVING)
     _wrap_once(_MODELS, "OpenAIServingModels", frontend.MODELS)
     _wrap_once(_BEAM, "BeamSearchOfflineMixin", frontend.BEAM_SEARCH)
+    _wrap_once(_OUTPUT, "OutputProcessor", receipts.OUTPUT_PROCESSOR)
+    _wrap_once(_OUTPUT, "RequestState", receipts.REQUEST_STATE)
+    _wrap_once("vllm.outputs", "RequestOutput", receipts.REQUEST_OUTPUT)
+    _wrap_once(_RESPONSES, "ResponsesResponse", receipts_http.RESPONSES_RESPONSE)
 
 
 def unregister() -> None:
@@ -161,19 +195,24 @@ def _problems(points: Iterable[TouchPoint]) -> str:
 
 
 def _wrap_engine() -> None:
-    from grains_vllm import worker
+    from grains_vllm import compile_key, gate, prefix_keys, worker
 
     _wrap_once(_WORKER, "WorkerWrapperBase", worker.WORKER_WRAPPER)
-    _wrap_once(_CORE, "EngineCore", worker.ENGINE_CORE)
+    _wrap_once(_CORE, "EngineCore", {**worker.ENGINE_CORE, **gate.ENGINE_CORE})
+    _wrap_once("vllm.config", "VllmConfig", compile_key.VLLM_CONFIG)
+    import_module(_BLOCKS)  # before the name is wrapped that it takes over
+    for module in (_HASHING, _BLOCKS):
+        _wrap_once(module, "", prefix_keys.EXTRA_KEYS)
 
 
 def _wrap_once(module: str, owner: str, wrappers: Mapping[str, Callable[..., Any]]) -> None:
-    if owner in _done:
+    """Wraps attributes of a class, or of the module itself for the owner ""."""
+    if f"{module}.{owner}" in _done:
         return
-    _done.add(owner)
-    cls = getattr(import_module(module), owner)
+    _done.add(f"{module}.{owner}")
+    target = import_module(module)
     for name, make in wrappers.items():
-        wrap(cls, name, make)
+        wrap(getattr(target, owner) if owner else target, name, make)
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -4,52 +4,76 @@ The core knows requests, slots and positions, and nothing of vLLM's model runner
 runner (runner_v1.py) tells it who comes, who goes and what the next batch looks like.
 """
 
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+_FOREVER = np.iinfo(np.int64).max
 
-@dataclass(frozen=True)
-class Route:
-    """How one request is steered.
 
-    Attributes:
-        positions: "all", "prompt" or "generation".
-        prompt_len: tokens of the prompt; a token is generated iff its position is not below it,
-            which stays true when a preempted request is computed again.
+class Part(NamedTuple):
+    """One vector's part in a request: positions start <= p < end get strength times its row.
+
+    Positions count from the start of the prompt, so they stay true in chunks of a prefill and when
+    a preempted request is computed again.
     """
 
     slot: int
     strength: float
-    positions: str
-    prompt_len: int
+    start: int
+    end: int | None
+
+
+class _Batch(NamedTuple):
+    """The parts of a batch's requests as arrays, all [requests, parts]."""
+
+    slot: np.ndarray
+    strength: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
 
 
 class Routing:
     """The per-token buffers of one worker and the table of steered requests.
 
     Attributes:
-        slot: [max_tokens] int32 on the device; 0 is "not steered".
-        strength: [max_tokens] float32 on the device.
+        slot: [max_tokens, parts] int32 on the device; 0 is "not steered".
+        strength: [max_tokens, parts] float32 on the device.
+        fills: batches described to the layers.
+        fill_seconds: host time that this took.
+        steered_tokens: tokens that some vector has shifted, recomputed ones again.
     """
 
-    def __init__(self, max_tokens: int, device: torch.device) -> None:
-        self._table: dict[str, Route] = {}
+    def __init__(self, max_tokens: int, parts: int, device: torch.device) -> None:
+        self._parts = parts
+        self._table: dict[str, tuple[Part, ...]] = {}
         # Slot and strength lie side by side, so that one copy moves both.
-        self._host = torch.zeros(max_tokens, 2, dtype=torch.int32)
-        self._device = torch.zeros(max_tokens, 2, dtype=torch.int32, device=device)
-        self._host_slot = self._host.numpy()[:, 0]
-        self._host_strength = self._host.view(torch.float32).numpy()[:, 1]
-        self.slot = self._device[:, 0]
-        self.strength = self._device.view(torch.float32)[:, 1]
+        self._host = torch.zeros(max_tokens, parts, 2, dtype=torch.int32)
+        self._device = torch.zeros(max_tokens, parts, 2, dtype=torch.int32, device=device)
+        self._host_slot = self._host.numpy()[..., 0]
+        self._host_strength = self._host.view(torch.float32).numpy()[..., 1]
+        self.slot = self._device[..., 0]
+        self.strength = self._device.view(torch.float32)[..., 1]
         self._written = 0  # Rows of the buffers that may be other than zero.
+        self._batch: tuple[list[str], _Batch] | None = None
+        self.fills = self.steered_tokens = 0
+        self.fill_seconds = 0.0
 
-    def add(self, req_id: str, route: Route) -> None:
-        self._table[req_id] = route
+    def __len__(self) -> int:
+        """How many requests are in the table."""
+        return len(self._table)
+
+    def add(self, req_id: str, parts: Sequence[Part]) -> None:
+        """Remembers a steered request; `parts` are at most as many as the buffers have."""
+        self._table[req_id] = tuple(parts)
+        self._batch = None
 
     def discard(self, req_id: str) -> None:
-        self._table.pop(req_id, None)
+        if self._table.pop(req_id, None) is not None:
+            self._batch = None
 
     def fill(self, req_ids: list[str], num_scheduled: np.ndarray, num_computed: np.ndarray) -> None:
         """Describes the next batch to the layers.
@@ -59,42 +83,53 @@ class Routing:
             num_scheduled: [requests] tokens of each in this batch.
             num_computed: [requests] tokens of each that earlier batches have computed.
         """
-        if not self._table:
-            if self._written:
-                self._write(np.zeros(0, np.int32), np.zeros(0, np.float32))
+        if not self._table and not self._written:
             return
-        routes = [self._table.get(req_id) for req_id in req_ids]
-        slots = np.array([route.slot if route else 0 for route in routes], np.int32)
-        strengths = np.array([route.strength if route else 0.0 for route in routes], np.float32)
-        slot, strength = np.repeat(slots, num_scheduled), np.repeat(strengths, num_scheduled)
-        self._clear_other_positions(routes, num_scheduled, num_computed, slot, strength)
+        began = time.perf_counter()
+        slot, strength = self._rows(req_ids, num_scheduled, num_computed)
         self._write(slot, strength)
+        self.fills += 1
+        self.fill_seconds += time.perf_counter() - began
 
-    def _clear_other_positions(
-        self,
-        routes: list[Route | None],
-        num_scheduled: np.ndarray,
-        num_computed: np.ndarray,
-        slot: np.ndarray,
-        strength: np.ndarray,
-    ) -> None:
-        ends = np.cumsum(num_scheduled)
-        for index, route in enumerate(routes):
-            if route is None or route.positions == "all":
-                continue
-            start = int(ends[index] - num_scheduled[index])
-            end = int(ends[index])
-            prompt_end = min(max(start + route.prompt_len - int(num_computed[index]), start), end)
-            off = (
-                slice(prompt_end, end) if route.positions == "prompt" else slice(start, prompt_end)
-            )
-            slot[off], strength[off] = 0, 0.0
+    def _rows(
+        self, req_ids: list[str], num_scheduled: np.ndarray, num_computed: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if not self._table:
+            return np.zeros((0, self._parts), np.int32), np.zeros((0, self._parts), np.float32)
+        batch = self._arrays(req_ids)
+        request = np.repeat(np.arange(len(req_ids)), num_scheduled)
+        first = np.cumsum(num_scheduled) - num_scheduled
+        position = (num_computed - first)[request] + np.arange(len(request))
+        on = (position[:, None] >= batch.start[request]) & (position[:, None] < batch.end[request])
+        return np.where(on, batch.slot[request], 0), np.where(on, batch.strength[request], 0)
+
+    def _arrays(self, req_ids: list[str]) -> _Batch:
+        # While a batch decodes, its requests stay the same from step to step.
+        if self._batch is not None and self._batch[0] == req_ids:
+            return self._batch[1]
+        shape = len(req_ids), self._parts
+        batch = _Batch(
+            np.zeros(shape, np.int32),
+            np.zeros(shape, np.float32),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.int64),
+        )
+        for row, req_id in enumerate(req_ids):
+            for column, part in enumerate(self._table.get(req_id, ())):
+                batch.slot[row, column] = part.slot
+                batch.strength[row, column] = part.strength
+                batch.start[row, column] = part.start
+                batch.end[row, column] = _FOREVER if part.end is None else part.end
+        self._batch = list(req_ids), batch
+        return batch
 
     def _write(self, slot: np.ndarray, strength: np.ndarray) -> None:
-        used = len(slot) if slot.any() else 0
+        steered = np.flatnonzero(slot.any(axis=1))
+        self.steered_tokens += len(steered)
+        used = int(steered[-1]) + 1 if len(steered) else 0
         rows = max(used, self._written)
         before = self._host_slot[:rows], self._host_strength[:rows]
-        after = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
+        after = np.zeros_like(before[0]), np.zeros_like(before[1])
         after[0][:used], after[1][:used] = slot[:used], strength[:used]
         self._written = used
         if np.array_equal(before[0], after[0]) and np.array_equal(before[1], after[1]):

@@ -4,24 +4,47 @@ from typing import Any
 
 import numpy as np
 
-from grains_vllm.routing import Route, Routing
-from grains_vllm.selection import RESERVED
+from grains_vllm.bank import Bank
+from grains_vllm.marker import marker_of
+from grains_vllm.routing import Part, Routing
 
 
-def install(runner: Any, routing: Routing, slots: dict[str, int]) -> None:
+def install(runner: Any, routing: Routing, bank: Bank) -> None:
     """Tells `routing` about every batch of this runner (GPUModelRunner and its CPU/XPU kin).
 
     Wrapped on the instance: other engines of the process are not touched.
     """
     execute_model, prepare_inputs = runner.execute_model, runner._prepare_inputs
+    slots: dict[str, list[str]] = {}  # keys in use, by request
+
+    def forget(req_id: str) -> None:
+        routing.discard(req_id)
+        for key in slots.pop(req_id, ()):
+            bank.release(key)
+
+    def remember(request: Any) -> None:
+        marker = marker_of(request)
+        if marker is None or not marker["terms"]:
+            return
+        terms = marker["terms"]
+        # A slot or vector that is missing here would be a defect of ours, never a client's doing:
+        # the gate has let the request in. Better to stop than to answer unsteered.
+        held = [bank.acquire(term) for term in terms]
+        slots[request.req_id] = [term["slot"] for term in terms]
+        routing.add(
+            request.req_id,
+            [
+                Part(slot, term["strength"], term["start"], term["end"])
+                for slot, term in zip(held, terms, strict=True)
+            ],
+        )
 
     def steered_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         for req_id in scheduler_output.finished_req_ids:
-            routing.discard(req_id)
+            forget(req_id)
         for request in scheduler_output.scheduled_new_reqs:
-            routing.discard(request.req_id)
-            if route := _route(request, slots):
-                routing.add(request.req_id, route)
+            forget(request.req_id)
+            remember(request)
         return execute_model(scheduler_output, *args, **kwargs)
 
     def steered_prepare_inputs(
@@ -35,18 +58,3 @@ def install(runner: Any, routing: Routing, slots: dict[str, int]) -> None:
 
     runner.execute_model = steered_execute_model
     runner._prepare_inputs = steered_prepare_inputs
-
-
-def _route(request: Any, slots: dict[str, int]) -> Route | None:
-    params = request.sampling_params
-    steering = ((params and params.extra_args) or {}).get(RESERVED)
-    if steering is None:
-        return None
-    # A slot that is missing here would be a defect of ours, never a client's doing: the front end
-    # has checked the request against the same catalogue. Better to stop than to answer unsteered.
-    return Route(
-        slots[steering["slot"]],
-        steering["strength"],
-        steering["positions"],
-        steering["prompt_tokens"],
-    )

@@ -1,102 +1,212 @@
 """What a request asks for: from `vllm_xargs` / `SamplingParams.extra_args` to a Steering."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from grains_vllm.config import Catalogue, Steering, one_of, short, strength, suggestion
-from grains_vllm.vectors import POSITIONS
+from grains_vllm import checks
+from grains_vllm.catalogue import Catalogue, Limits, Steering, Term, VectorEntry
+from grains_vllm.checks import short, suggestion
 
-FIELDS = ("steering", "steering_strength", "steering_positions", "steering_prompt_tokens")
+FIELDS = (
+    "steering",
+    "steering_strength",
+    "steering_positions",
+    "steering_layers",
+    "steering_prompt_tokens",
+    "steering_canary_key",
+)
+CANARY_KEY = "steering_canary_key"
 _FIELDS = ", ".join(FIELDS)
 OFF = "none"
-# Written by the front end for the workers; a client that sends it could pose as one.
+# Written by the front end for scheduler and workers; a client that sends it could pose as one.
 RESERVED = "grains"
-SALT_PREFIX = "grains:"
 
 
 class SelectionError(ValueError):
     """A request that cannot be steered; the message names the field and what is allowed."""
 
+    @property
+    def field(self) -> str:
+        """The field that the message begins with."""
+        return str(self).split(":", 1)[0].split(" ", 1)[0]
 
-def select(extra_args: Mapping[str, Any] | None, catalogue: Catalogue) -> Steering | None:
-    """Says how a request is steered, or None if it is not.
+
+class SteeringDisabled(SelectionError):
+    """A request for steering while the operator has switched it off."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a request is steered and who decided it.
+
+    Attributes:
+        steering: None for a request that is left alone.
+        source: "request", "default" or "canary".
+        fraction: the canary's share, for a request on which it has thrown its dice.
+    """
+
+    steering: Steering | None
+    source: str = "request"
+    fraction: float | None = None
+
+
+def select(
+    extra_args: Mapping[str, Any] | None,
+    catalogue: Catalogue,
+    enabled: bool = True,
+    identity: str = "",
+) -> Choice:
+    """Says how a request is steered.
 
     Args:
         extra_args: the request's `vllm_xargs` over HTTP, `SamplingParams.extra_args` offline.
+        enabled: whether the operator lets requests be steered.
+        identity: what the canary throws its dice on where the request has no key of its own.
 
     Raises:
         SelectionError: an unknown name, a bad value, a reserved or misspelt key.
+        SteeringDisabled: it asks for steering, which is switched off.
     """
     asked = {} if extra_args is None else extra_args
     _check_keys(asked)
-    fields = {name: asked[name] for name in FIELDS if name in asked}
+    key = _canary_key(asked[CANARY_KEY]) if CANARY_KEY in asked else identity
+    fields = {name: asked[name] for name in FIELDS if name in asked and name != CANARY_KEY}
     if not fields:
-        return _effective(catalogue.default)
+        return _unasked(catalogue, enabled, key)
+    steering = _requested(fields, catalogue)
+    if steering is not None and not enabled:
+        raise SteeringDisabled(
+            "steering: switched off by the operator; ask again later, or without steering"
+        )
+    return Choice(steering)
+
+
+def parse_steering(
+    value: Any, vectors: Mapping[str, VectorEntry], limits: Limits
+) -> tuple[Term, ...]:
+    """Reads `NAME[=STRENGTH][,...]`; what it leaves out comes from the catalogue entries."""
+    if not isinstance(value, str):
+        raise SelectionError(f"steering: {short(value)} is not text; {_known(vectors)}")
+    parts = value.split(",")
+    if len(parts) > limits.max_vectors_per_request:
+        raise SelectionError(
+            f"steering: {short(value)} combines {len(parts)} vectors; this server allows "
+            f"{limits.max_vectors_per_request} (max_vectors_per_request in its YAML)"
+        )
+    terms = tuple(_term(part, value, vectors) for part in parts)
+    names = [term.entry.name for term in terms]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SelectionError(f"steering: {short(value)} names {twice[0]!r} twice")
+    return terms
+
+
+def _term(part: str, whole: str, vectors: Mapping[str, VectorEntry]) -> Term:
+    name, equals, number = (text.strip() for text in part.partition("="))
+    entry = vectors.get(name)
+    if entry is None:
+        close = suggestion(name, list(vectors))
+        raise SelectionError(f"steering: unknown vector {short(name)}{close}; {_known(vectors)}")
+    if not equals:
+        return Term(entry, entry.strength, entry.positions, entry.layers)
+    try:
+        parsed = float(number)
+    except ValueError:
+        raise SelectionError(
+            f"steering: {short(number)} in {short(whole)} is not a number"
+        ) from None
+    value = checks.strength(parsed, "steering", SelectionError)
+    return Term(entry, value, entry.positions, entry.layers)
+
+
+def _requested(fields: Mapping[str, Any], catalogue: Catalogue) -> Steering | None:
     if fields.get("steering") == OFF:
         if len(fields) > 1:
             other = ", ".join(name for name in fields if name != "steering")
             raise SelectionError(f"steering is 'none', which leaves no use for {other}")
         return None
-    steering = catalogue.default
     if "steering" in fields:
-        steering = parse_steering(fields["steering"], catalogue)
-    if steering is None:
+        terms = parse_steering(fields["steering"], catalogue.vectors, catalogue.limits)
+    elif catalogue.default is not None:
+        terms = catalogue.default.terms
+    else:
         raise SelectionError(
-            f"{next(iter(fields))} was given without steering; {_known(catalogue)}"
+            f"{next(iter(fields))} was given without steering; {_known(catalogue.vectors)}"
         )
-    value, positions = steering.strength, steering.positions
     if "steering_strength" in fields:
-        if "=" in str(fields.get("steering", "")):
-            raise SelectionError(
-                f"steering_strength: steering={short(fields['steering'])} sets the strength too"
-            )
-        value = strength(fields["steering_strength"], "steering_strength", SelectionError)
+        value = _strength(fields["steering_strength"], fields.get("steering"), terms)
+        terms = (replace(terms[0], strength=value),)
     if "steering_positions" in fields:
-        positions = one_of(
-            fields["steering_positions"], POSITIONS, "steering_positions", SelectionError
+        places = checks.positions(
+            fields["steering_positions"], "steering_positions", SelectionError
         )
+        terms = tuple(replace(term, positions=places) for term in terms)
+    if "steering_layers" in fields:
+        terms = tuple(_narrowed(term, fields["steering_layers"]) for term in terms)
     border = None
     if "steering_prompt_tokens" in fields:
-        border = _prompt_tokens(fields["steering_prompt_tokens"], positions)
-    return _effective(Steering(steering.entry, value, positions, border))
+        border = _prompt_tokens(fields["steering_prompt_tokens"], terms)
+    return _effective(Steering.of(terms, border))
 
 
-def parse_steering(value: Any, catalogue: Catalogue) -> Steering:
-    """Reads `NAME` or `NAME=STRENGTH`; what it leaves out comes from the catalogue entry."""
-    if not isinstance(value, str):
-        raise SelectionError(f"steering: {short(value)} is not text; {_known(catalogue)}")
-    if "," in value:
+def _unasked(catalogue: Catalogue, enabled: bool, identity: str) -> Choice:
+    if not enabled:
+        return Choice(None)
+    default, canary = catalogue.default, catalogue.canary
+    default = default and _effective(default)
+    fraction = None
+    if canary is not None:
+        fraction = canary.fraction
+        if canary.takes(identity):
+            return Choice(_effective(canary.steering), "canary", fraction)
+    if default is not None:
+        return Choice(default, "default", fraction)
+    return Choice(None, "request" if canary is None else "canary", fraction)
+
+
+def _strength(value: Any, spec: Any, terms: tuple[Term, ...]) -> float:
+    if len(terms) > 1:
         raise SelectionError(
-            f"steering: {short(value)} names several vectors; one per request is allowed"
+            "steering_strength: fits one vector only; for several say "
+            "steering='NAME=STRENGTH,NAME=STRENGTH'"
         )
-    name, equals, number = value.partition("=")
-    entry = catalogue.vectors.get(name)
-    if entry is None:
-        close = suggestion(name, list(catalogue.vectors))
-        raise SelectionError(f"steering: unknown vector {short(name)}{close}; {_known(catalogue)}")
-    if not equals:
-        return Steering(entry, entry.strength, entry.positions)
-    try:
-        parsed = float(number)
-    except ValueError:
+    if "=" in str(spec or ""):
+        raise SelectionError(f"steering_strength: steering={short(spec)} sets the strength too")
+    return checks.strength(value, "steering_strength", SelectionError)
+
+
+def _narrowed(term: Term, value: Any) -> Term:
+    layers = [value] if type(value) is int else value
+    if not isinstance(layers, list) or not layers or any(type(n) is not int for n in layers):
         raise SelectionError(
-            f"steering: {short(number)} in {short(value)} is not a number"
-        ) from None
-    return Steering(entry, strength(parsed, "steering", SelectionError), entry.positions)
+            f"steering_layers: {short(value)} is not a layer number or a list of them"
+        )
+    if missing := sorted(set(layers) - set(term.layers)):
+        raise SelectionError(
+            f"steering_layers: {short(missing)} are not served for {term.entry.name!r}, whose "
+            f"layers are {list(term.layers)}"
+        )
+    return replace(term, layers=tuple(sorted(set(layers))))
 
 
-def _prompt_tokens(value: Any, positions: str) -> int:
+def _prompt_tokens(value: Any, terms: tuple[Term, ...]) -> int:
     if type(value) is not int or value < 1:
         raise SelectionError(
             f"steering_prompt_tokens: {short(value)} is not a whole number of 1 or more"
         )
-    if positions == "all":
+    if all(term.positions == "all" for term in terms):
         raise SelectionError(
             "steering_prompt_tokens: of no use with steering_positions 'all', which steers "
             "prompt and answer alike"
         )
+    return value
+
+
+def _canary_key(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 512:
+        raise SelectionError(f"{CANARY_KEY}: {short(value)} is not text of 1 to 512 characters")
     return value
 
 
@@ -109,17 +219,18 @@ def _check_keys(asked: Mapping[str, Any]) -> None:
             raise SelectionError(f"{key[:80]}: this key is reserved; allowed: {_FIELDS}")
         lower = key.casefold()
         close = suggestion(lower, FIELDS, cutoff=0.85) if lower.startswith("ste") else ""
-        if lower in ("strength", "positions") and "steering" in asked:
+        if lower in ("strength", "positions", "layers") and "steering" in asked:
             close = f" (did you mean 'steering_{lower}'?)"
         if close or lower.startswith("steering"):
             raise SelectionError(f"{key[:80]}: unknown key{close}; known keys: {_FIELDS}")
 
 
-def _effective(steering: Steering | None) -> Steering | None:
+def _effective(steering: Steering) -> Steering | None:
     # Strength 0 (in the workers' float32) leaves every bit as it is, so such a request shares the
     # plain prefix cache.
-    return steering if steering is not None and np.float32(steering.strength) != 0 else None
+    terms = tuple(term for term in steering.terms if np.float32(term.strength) != 0)
+    return replace(steering, terms=terms) if terms else None
 
 
-def _known(catalogue: Catalogue) -> str:
-    return f"known vectors: {', '.join(sorted(catalogue.vectors))}"
+def _known(vectors: Mapping[str, VectorEntry]) -> str:
+    return f"known vectors: {', '.join(sorted(vectors))}"

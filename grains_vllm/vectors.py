@@ -23,9 +23,10 @@ import safetensors
 import safetensors.torch
 import torch
 
+from grains_vllm.positions import Positions, PositionsError
+
 FORMAT_VERSION = 1
 LAYER_CONVENTION = "residual stream after block l, 0-based"
-POSITIONS = ("all", "prompt", "generation")  # which of a request's tokens are shifted
 _TENSORS = ("directions", "reference_norms")
 _UNIT_TOLERANCE = 1e-3
 # Far beyond any activation; keeps squares of the shifted stream within float32.
@@ -281,10 +282,11 @@ def _check_recommendation(vector: SteeringVector, source: str) -> None:
         raise ArtifactError(f"{source}: recommended is {recommended!r}, expected an object")
     layers, strength = recommended.get("layers"), recommended.get("strength")
     positions = recommended.get("positions")
-    if positions is not None and positions not in POSITIONS:
-        raise ArtifactError(
-            f"{source}: recommended.positions is {positions!r}, expected one of {list(POSITIONS)}"
-        )
+    if positions is not None:
+        try:
+            Positions.parse(positions)
+        except PositionsError as error:
+            raise ArtifactError(f"{source}: recommended.positions: {error}") from None
     if layers is not None and not (
         isinstance(layers, list) and layers and all(type(n) is int for n in layers)
     ):

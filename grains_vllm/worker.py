@@ -4,16 +4,17 @@ The engine core then asks every worker whether it is installed: a worker that ne
 plugin (another machine, another VLLM_PLUGINS) would serve steered requests unsteered.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-from grains_vllm.bank import build_bank
-from grains_vllm.config import Catalogue, catalogue_of
+from grains_vllm.bank import Bank, Store
+from grains_vllm.catalogue import Catalogue, Term, VectorEntry, catalogue_of
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.layers import attach, find_layers, layer_output
 from grains_vllm.routing import Routing
-from grains_vllm.vectors import ModelFingerprint
+from grains_vllm.vectors import ArtifactError, ModelFingerprint
 
 
 def _load_model(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,8 +28,7 @@ def _load_model(original: Callable[..., Any]) -> Callable[..., Any]:
         )
         catalogue = catalogue_of(self.vllm_config)
         if catalogue is not None:
-            install(self.worker, catalogue)
-            self.grains_ready = True
+            self.grains_steerer = install(self.worker, catalogue)
         return loaded
 
     return load_model
@@ -36,9 +36,23 @@ def _load_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _grains_installed(_: Any) -> Callable[..., Any]:
     def grains_installed(self: Any) -> bool:
-        return "grains_ready" in vars(self)
+        return "grains_steerer" in vars(self)
 
     return grains_installed
+
+
+def _grains_apply(_: Any) -> Callable[..., Any]:
+    def grains_apply(self: Any, catalogue: dict[str, Any], keep: list[str]) -> dict[str, Any]:
+        return self.grains_steerer.apply(Catalogue.from_json(catalogue), keep)
+
+    return grains_apply
+
+
+def _grains_stats(_: Any) -> Callable[..., Any]:
+    def grains_stats(self: Any) -> dict[str, Any]:
+        return self.grains_steerer.stats()
+
+    return grains_stats
 
 
 def _initialize_kv_caches(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,11 +78,63 @@ _NOT_EVERYWHERE = (
 WORKER_WRAPPER: dict[str, Callable[..., Any]] = {
     "load_model": _load_model,
     "grains_installed": _grains_installed,
+    "grains_apply": _grains_apply,
+    "grains_stats": _grains_stats,
 }
 ENGINE_CORE = {"_initialize_kv_caches": _initialize_kv_caches}
 
 
-def install(worker: Any, catalogue: Catalogue) -> None:
+@dataclass(frozen=True)
+class Steerer:
+    """What steers one worker's model."""
+
+    store: Store
+    bank: Bank
+    routing: Routing
+
+    def apply(self, catalogue: Catalogue, keep: list[str]) -> dict[str, Any]:
+        """Takes over a catalogue's vectors; requests that use others keep them.
+
+        Args:
+            keep: digests that requests before the workers still need.
+
+        Returns:
+            "vectors": the digests that requests may now name; "error": what kept this worker from
+            reading a vector, in which case nothing has changed. Never raises for a bad file, which
+            in some executors would cost the engine its life.
+        """
+        try:
+            self.store.replace(catalogue.vectors.values(), keep)
+        except (ArtifactError, GrainsConfigError, OSError) as error:
+            return {"vectors": self.store.digests, "error": str(error)}
+        self.preload(catalogue.vectors.values())
+        return {"vectors": self.store.digests}
+
+    def preload(self, entries: Iterable[VectorEntry]) -> None:
+        """Puts vectors into slots that hold none yet."""
+        for entry in entries:
+            if self.bank.resident < self.bank.slots:
+                key = Term(entry, entry.strength, entry.positions, entry.layers).slot_key
+                self.bank.preload(key, entry.digest, entry.layers, entry.scale)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start, seconds and bytes."""
+        return {
+            "slots": self.bank.slots,
+            "slots_in_use": self.bank.in_use,
+            "vectors_resident": self.bank.resident,
+            "loads": self.bank.loads,
+            "evictions": self.bank.evictions,
+            "requests": len(self.routing),
+            "fills": self.routing.fills,
+            "fill_seconds": self.routing.fill_seconds,
+            "steered_tokens": self.routing.steered_tokens,
+            "bank_bytes": self.bank.num_bytes,
+            "store_bytes": self.store.num_bytes,
+        }
+
+
+def install(worker: Any, catalogue: Catalogue) -> Steerer:
     """Steers the worker's model: bank on its device, shift in its layers, routing per batch.
 
     Raises:
@@ -79,21 +145,22 @@ def install(worker: Any, catalogue: Catalogue) -> None:
     from grains_vllm import runner_v1
 
     runner = worker.model_runner
-    layers = find_layers(runner.get_model())
-    fingerprint = ModelFingerprint.of(worker.vllm_config.model_config.hf_config)
-    if len(layers) != fingerprint.num_layers:
+    layers, num_layers = find_layers(runner.get_model())
+    model = ModelFingerprint.of(worker.vllm_config.model_config.hf_config)
+    if num_layers != model.num_layers:
         raise GrainsConfigError(
-            f"--enable-grains: found {len(layers)} decoder layers, "
-            f"the model's config says {fingerprint.num_layers}"
+            f"--enable-grains: found {num_layers} decoder layers, "
+            f"the model's config says {model.num_layers}"
         )
-    steered = catalogue.layers
-    bank = build_bank(catalogue, fingerprint, steered, runner.device)
-    routing = Routing(runner.max_num_tokens, runner.device)
-    for row, index in enumerate(steered):
-        output = layer_output(layers[index], catalogue.layer_output)
+    limits = catalogue.limits
+    store = Store(model, [layer for layer in limits.layers if layer in layers])
+    store.replace(catalogue.vectors.values())
+    bank = Bank(store, limits.slots, model.hidden_size, runner.device)
+    routing = Routing(runner.max_num_tokens, limits.max_vectors_per_request, runner.device)
+    for row, index in enumerate(store.layers):
         attach(
             layers[index],
-            output,
+            layer_output(layers[index], catalogue.layer_output),
             {
                 "grains_slot": routing.slot,
                 "grains_strength": routing.strength,
@@ -101,13 +168,18 @@ def install(worker: Any, catalogue: Catalogue) -> None:
                 "grains_direction": bank.directions[row],
             },
         )
-    runner_v1.install(runner, routing, bank.slots)
+    runner_v1.install(runner, routing, bank)
+    steerer = Steerer(store, bank, routing)
+    steerer.preload(catalogue.vectors.values())
     if hasattr(runner, "model_memory_usage"):
         runner.model_memory_usage += bank.num_bytes
     init_logger(__name__).info(
-        "grains: %d vectors, %d of %d layers steered, %.2f MiB",
+        "grains: %d vectors, %d layers, %.2f MiB (%d slots, %d in use; %d layers on this rank)",
         len(catalogue.vectors),
-        len(steered),
-        len(layers),
+        len(store.layers),
         bank.num_bytes / 2**20,
+        bank.slots,
+        bank.resident,
+        len(layers),
     )
+    return steerer

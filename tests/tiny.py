@@ -47,7 +47,8 @@ def random_vector(name: str, seed: int) -> SteeringVector:
 def save_world(folder: Path, name: str) -> Path:
     """Writes FOLDER/NAME (the model), four vectors and NAME.yaml; returns the YAML's path."""
     build_model(name).save_pretrained(folder / name)
-    lines = ["vectors:"]
+    # As many slots as vectors; requests that narrow layers need more and wait.
+    lines = ["slots: 4", "max_vectors_per_request: 3", "vectors:"]
     for seed, vector in enumerate("abcd"):
         random_vector(name, seed).save(folder / f"{name}_{vector}.safetensors")
     for vector, more in {

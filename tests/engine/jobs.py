@@ -29,6 +29,17 @@ EIGHT = [
     {"steering": "a", "steering_strength": 0.25, "steering_positions": "generation"},
     {"steering": "d", "steering_strength": 9, "steering_positions": "all"},
 ]
+# Windows, compositions and narrowed layers; all of them need more slots than there are.
+MORE = [
+    {"steering": "a", "steering_positions": "prompt:5"},
+    {"steering": "a=-0.4", "steering_positions": "generation:2"},
+    {"steering": "b=1", "steering_positions": "prompt:1+generation"},
+    {"steering": "a=0.3,c=-0.4"},
+    {"steering": "d,b=0.7,a=-0.2", "steering_positions": "prompt:20+generation:1"},
+    {"steering": "a", "steering_layers": [1, 2]},
+    {"steering": "a=0.3,d=2", "steering_layers": [2]},
+    {"steering": "d", "steering_strength": -3},
+]
 GIVEN = [("prompt", 40), ("generation", 40), ("prompt", 1), ("generation", 59), ("prompt", 60)]
 _LONG = {"prompt": prompt(1, 130), "max_tokens": 6}
 REFUSED = {
@@ -38,7 +49,8 @@ REFUSED = {
     "not finite": {"steering": "a", "steering_strength": float("inf")},
     "reserved key": {"grains": {"slot": "x", "strength": 1.0, "positions": "all"}},
     "misspelt key": {"steering": "a", "steering_strenght": 2},
-    "several vectors": {"steering": "a,b"},
+    "too many vectors": {"steering": "a,b,c,d"},
+    "layers that are not served": {"steering": "b", "steering_layers": [0]},
     "unknown positions": {"steering": "a", "steering_positions": "start"},
     "more prompt than there is": {
         "steering": "a",
@@ -64,6 +76,11 @@ JOBS: dict[str, Any] = {
         f"solo {seed}": {"requests": [request(seed, 20 + 11 * seed, **args)]}
         for seed, args in enumerate(EIGHT)
     },
+    "more": {"requests": [request(seed, 20 + 11 * seed, **args) for seed, args in enumerate(MORE)]},
+    **{
+        f"more solo {seed}": {"requests": [request(seed, 20 + 11 * seed, **args)]}
+        for seed, args in enumerate(MORE)
+    },
     # A given answer, sent as part of the prompt: scored as if it had been generated.
     "given answers": {
         "requests": [
@@ -86,11 +103,25 @@ JOBS: dict[str, Any] = {
             "steered": {"steering": "a"},
             "steered again": {"steering": "a=0.5"},
             "other strength": {"steering": "a=0.25"},
-            "other positions": {"steering": "a", "steering_positions": "prompt"},
+            "prompt alone": {"steering": "a", "steering_positions": "prompt"},
+            "answer alone": {"steering": "a", "steering_positions": "generation"},
+            "answer alone again": {"steering": "a", "steering_positions": "generation"},
+            "last prompt tokens": {"steering": "a", "steering_positions": "prompt:5+generation"},
             "other vector": {"steering": "c"},
+            "both": {"steering": "a,b"},
+            "both again": {"steering": "b,a"},
+            "fewer layers": {"steering": "a", "steering_layers": [1]},
             "strength zero": {"steering": "a", "steering_strength": 0},
             "off": {"steering": "none"},
             "plain at last": None,
+        }.items()
+    },
+    **{
+        f"cold {label}": {"requests": [{**_LONG, "extra_args": args}]}
+        for label, args in {
+            "answer alone": {"steering": "a", "steering_positions": "generation"},
+            "last prompt tokens": {"steering": "a", "steering_positions": "prompt:5+generation"},
+            "prompt alone": {"steering": "a", "steering_positions": "prompt"},
         }.items()
     },
     # A second turn, whose prompt holds the first turn's answer: with that turn's cache, without it.

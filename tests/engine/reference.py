@@ -1,9 +1,10 @@
 """The expected log-probabilities: a transformers forward, the shift written out in float64 hooks.
 
-Shares no code with the product: layers, gains and the formula are spelt out again here.
+Shares no code with the product: layers, gains, windows and the formula are spelt out again here.
 """
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ _ENTRIES: dict[str, tuple[list[int] | None, float, float, str]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Term:
+    """One vector of a request: `added` [layers, hidden] is float64."""
+
+    added: torch.Tensor
+    layers: list[int]
+    steered: torch.Tensor  # [tokens] bool
+
+
 def token_logprobs(
     name: str, prompt: list[int], generated: list[int], extra_args: dict[str, Any] | None
 ) -> torch.Tensor:
@@ -27,38 +37,65 @@ def token_logprobs(
     tokens = torch.tensor([prompt + generated])
     with ExitStack() as stack, torch.no_grad():
         if extra_args:
-            for handle in _hooks(name, model, len(prompt), tokens.shape[1], extra_args):
-                stack.callback(handle.remove)
+            terms = _terms(name, len(prompt), tokens.shape[1], extra_args)
+            blocks = model.model.layers if name == "llama" else model.transformer.h
+            for layer, block in enumerate(blocks):
+                here = [term for term in terms if layer in term.layers]
+                if here:
+                    handle = block.register_forward_hook(_shift(here, layer))
+                    stack.callback(handle.remove)
         logits = model(tokens).logits[0, :-1]
     return logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
 
 
-def _hooks(
-    name: str, model: Any, prompt_len: int, length: int, extra_args: dict[str, Any]
-) -> list[Any]:
-    vector, _, inline = extra_args["steering"].partition("=")
-    layers, gain, strength, positions = _ENTRIES[vector]
-    strength = float(inline or extra_args.get("steering_strength", strength))
-    positions = extra_args.get("steering_positions", positions)
-    prompt_len = extra_args.get("steering_prompt_tokens", prompt_len)
-    steered = {
-        "all": torch.ones(length, dtype=torch.bool),
-        "prompt": torch.arange(length) < prompt_len,
-        "generation": torch.arange(length) >= prompt_len,
-    }[positions]
-    directions = random_vector(name, "abcd".index(vector)).directions.double()
-    blocks = model.model.layers if name == "llama" else model.transformer.h
+def _terms(name: str, border: int, length: int, extra_args: dict[str, Any]) -> list[_Term]:
+    border = extra_args.get("steering_prompt_tokens", border)
+    narrowed = extra_args.get("steering_layers", list(range(LAYERS[name])))
+    narrowed = [narrowed] if isinstance(narrowed, int) else narrowed
+    terms = []
+    for part in extra_args["steering"].split(","):
+        vector, _, inline = part.replace(" ", "").partition("=")
+        layers, gain, strength, positions = _ENTRIES[vector]
+        strength = float(inline or extra_args.get("steering_strength", strength))
+        positions = extra_args.get("steering_positions", positions)
+        directions = random_vector(name, "abcd".index(vector)).directions.double()
+        own = range(LAYERS[name]) if layers is None else layers
+        terms.append(
+            _Term(
+                strength * gain * directions,
+                [layer for layer in own if layer in narrowed],
+                _window(positions, border, length),
+            )
+        )
+    return terms
 
-    def hook(layer: int) -> Any:
-        def shift(_module: Any, _inputs: Any, output: Any) -> Any:
-            stream = output[0] if isinstance(output, tuple) else output
-            h = stream.double()
-            u = h + strength * gain * directions[layer]
-            moved = u * (h.norm(dim=-1) / u.norm(dim=-1)).unsqueeze(-1)
-            new = torch.where(steered[:, None], moved, h).to(stream.dtype)
-            return (new, *output[1:]) if isinstance(output, tuple) else new
 
-        return shift
+def _window(positions: str, border: int, length: int) -> torch.Tensor:
+    """Which of `length` tokens are steered, the first `border` of them being the prompt."""
+    column = torch.arange(length)
+    steered = torch.zeros(length, dtype=torch.bool)
+    for part in ("prompt+generation" if positions == "all" else positions).split("+"):
+        word, _, count = part.partition(":")
+        near = int(count) if count else length
+        if word == "prompt":
+            steered |= (column < border) & (column >= border - near)
+        else:
+            assert word == "generation", positions
+            steered |= (column >= border) & (column < border + near)
+    return steered
 
-    chosen = range(LAYERS[name]) if layers is None else layers
-    return [blocks[layer].register_forward_hook(hook(layer)) for layer in chosen]
+
+def _shift(terms: list[_Term], layer: int) -> Any:
+    """All terms are added first, then the sum is brought back to the stream's norm, once."""
+    touched = torch.stack([term.steered for term in terms]).any(dim=0)[:, None]
+    added = sum(term.steered[:, None] * term.added[layer] for term in terms)
+
+    def shift(_module: Any, _inputs: Any, output: Any) -> Any:
+        stream = output[0] if isinstance(output, tuple) else output
+        h = stream.double()
+        u = h + added
+        moved = u * (h.norm(dim=-1) / u.norm(dim=-1)).unsqueeze(-1)
+        new = torch.where(touched, moved, h).to(stream.dtype)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return shift

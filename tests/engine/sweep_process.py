@@ -49,7 +49,8 @@ def main(folder: Path, result_path: Path) -> None:
     back_end = transformers_back_end(str(model), "float32", "cpu")
     assert back_end.decoder is not None
     vectors = {name: SteeringVector.load(folder / f"{name}.safetensors") for name in ("one", "two")}
-    points = grid(vectors, "2;1-3", "0,0.2,-0.4", "all,prompt,generation")
+    places = "all,prompt,generation,prompt:1+generation,prompt:3+generation:2"
+    points = grid(vectors, "2;1-3", "0,0.2,-0.4", places)
     rng = Random(0)
     world.write_pairs(folder / "pairs.jsonl", "validation", 20, 1)
     controls = [world.sample_control(rng) for _ in range(10)]
@@ -75,12 +76,12 @@ def main(folder: Path, result_path: Path) -> None:
     items, result = tricky(), {}
     for name, scorer in (("transformers", by_hooks), ("vllm", engine)):
         scores = dict(scorer.score(items, [None, *points]))
+        result["asked"] = list(asked)
         result[name] = {
             "tricky": [[asdict(score) for score in scores[n]] for n in range(len(points) + 1)],
             "sweep": sweep(scorer, suite, points, "margin", Limits(0.9, 0.05)),
         }
     assert isinstance(suite, Suite)
-    result["asked"] = asked[:2]
     result["share"] = engine._share
     result["items"], result["points"] = len(items), len(points) + 1
     try:

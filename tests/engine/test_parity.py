@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.engine.jobs import EIGHT, JOBS
+from tests.engine.jobs import EIGHT, JOBS, MORE
 from tests.engine.reference import token_logprobs
 
 pytestmark = pytest.mark.engine
@@ -22,7 +22,9 @@ def errors(engine_result, name, batch):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_float32_equals_transformers_closely(engine, name):
     result = engine(name, "eager")
-    worst = {batch: max(errors(result, name, batch)) for batch in ("alone", "eight", "mixed")}
+    worst = {
+        batch: max(errors(result, name, batch)) for batch in ("alone", "eight", "mixed", "more")
+    }
     print(f"float32 max error, {name}: {worst}")
     assert max(worst.values()) < 1e-4
 
@@ -34,7 +36,8 @@ def test_a_given_answer_is_scored_as_if_it_had_been_generated(engine):
 
 
 def test_compiled_float32_equals_transformers_closely(engine):
-    worst = max(errors(engine("llama", "3"), "llama", "eight"))
+    result = engine("llama", "3")
+    worst = max(max(errors(result, "llama", batch)) for batch in ("eight", "more"))
     print(f"float32 max error, llama in mode 3: {worst}")
     assert worst < 1e-4
 
@@ -58,12 +61,18 @@ def test_bfloat16_steered_error_is_the_unsteered_error(engine):
     assert max(steered) < 2 * max(plain)
 
 
-@pytest.mark.parametrize("seed", range(len(EIGHT)))
+@pytest.mark.parametrize(
+    ("batch", "solo", "seed"),
+    [
+        *(("eight", "solo", seed) for seed in range(len(EIGHT))),
+        *(("more", "more solo", seed) for seed in range(len(MORE))),
+    ],
+)
 @pytest.mark.parametrize("mode", ["eager", "3"])
-def test_each_of_eight_in_one_batch_equals_its_solo_run(engine, mode, seed):
+def test_each_in_one_batch_equals_its_solo_run(engine, mode, batch, solo, seed):
     result = engine("llama", mode)
-    together = result["eight"]["answers"][seed]
-    solo = result[f"solo {seed}"]["answers"][0]
+    together = result[batch]["answers"][seed]
+    solo = result[f"{solo} {seed}"]["answers"][0]
     assert together["tokens"] == solo["tokens"]
     for key in ("prompt_logprobs", "logprobs"):
         torch.testing.assert_close(

@@ -16,7 +16,7 @@ CASES = {
     "alias without url": (["--steered", "m:v", *TEXT], "--steered is for a running server"),
     "strength with url": ([*URL, "--strength", "1", *TEXT], "--strength is for a server of one's"),
     "strength": (["--vector", "v.safetensors", "--strength", "nan", *TEXT], "a finite number"),
-    "positions": (["--vector", "v.safetensors", "--positions", "x", *TEXT], "--positions is 'x'"),
+    "positions": (["--vector", "v.safetensors", "--positions", "x", *TEXT], "--positions is 'x':"),
     "pairs": ([*URL, "--task", "pairs"], "--task pairs needs --data"),
     "controls": ([*URL, "--task", "controls"], "--task controls needs --controls"),
     "twice": ([*URL, *TEXT, "--task", "perplexity"], "--task perplexity is given twice"),

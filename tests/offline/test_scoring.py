@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from grains_vllm.positions import PositionsError
 from grains_vllm.vectors import SteeringVector
 from offline.blocks import stream_of
 from offline.pairs import Pair
@@ -38,7 +39,11 @@ def by_hand(decoder, item, point, direction):
             h = stream_of(output).double()
             u = h + point.strength * 4.0 * direction.directions[layer].double()
             moved = u * h.norm(dim=-1, keepdim=True) / u.norm(dim=-1, keepdim=True)
-            here = {"all": answer | ~answer, "prompt": ~answer, "generation": answer}
+            last = torch.arange(len(ids[0])) == len(item.prompt_ids) - 1
+            here = {
+                "all": answer | ~answer, "prompt": ~answer, "generation": answer,
+                "prompt:1": last, "prompt:1+generation": last | answer,
+            }  # fmt: skip
             new = torch.where(here[point.positions][:, None], moved, h).float()
             return (new, *output[1:]) if isinstance(output, tuple) else new
 
@@ -66,7 +71,7 @@ def test_scores_equal_one_forward_per_item(architecture, batch_rows):
     points = [None] + [
         Point("v", layers, strength, positions)
         for layers, strength in (((1,), 0.5), ((0, 2), -0.8))
-        for positions in ("all", "prompt", "generation")
+        for positions in ("all", "prompt", "generation", "prompt:1", "prompt:1+generation")
     ]
     found = dict(TransformersScorer(decoder, {"v": direction}, batch_rows).score(ITEMS, points))
     sums = set()
@@ -77,6 +82,15 @@ def test_scores_equal_one_forward_per_item(architecture, batch_rows):
             assert score.greedy is greedy
         sums.add(round(sum(score.logp for score in found[number]), 3))
     assert len(sums) == len(points)  # the points really differ
+
+
+def test_a_point_knows_whether_the_border_matters():
+    for positions in ("all", "prompt+generation", "generation+prompt"):
+        assert not Point("v", (0,), 1.0, positions).needs_border
+    for positions in ("prompt", "generation", "prompt:1+generation", "prompt+generation:9"):
+        assert Point("v", (0,), 1.0, positions).needs_border
+    with pytest.raises(PositionsError):
+        _ = Point("v", (0,), 1.0, "end").needs_border
 
 
 def test_greedy_answers_are_recognised():

@@ -102,12 +102,31 @@ def test_strength_zero_changes_no_bit(decoder):
         assert torch.equal(run(decoder, IDS)[1], logits)
 
 
+def window(lengths, first, end):
+    """[2, 5]: the columns from `first` up to `end`, counted from where a row's prompt ends."""
+    return torch.tensor(
+        [
+            [length + first <= column < length + end for column in range(5)]
+            for length in torch.as_tensor(lengths).reshape(-1).expand(2).tolist()
+        ]
+    )
+
+
 @pytest.mark.parametrize("lengths", [3, torch.tensor([3, 2])])
 def test_positions_in_one_forward(decoder, lengths):
     plain, _ = run(decoder, IDS)
     vector = vector_for(decoder)
     prompt = torch.arange(5)[None] < torch.as_tensor(lengths).reshape(-1, 1).expand(2, 1)
-    for positions, flags in (("prompt", prompt), ("generation", ~prompt)):
+    windows = {
+        "prompt": prompt,
+        "generation": ~prompt,
+        "prompt:2": window(lengths, -2, 0),
+        "prompt:9": prompt,
+        "generation:1": window(lengths, 0, 1),
+        "prompt:1+generation": window(lengths, -1, 9),
+        "prompt:1+generation:1": window(lengths, -1, 1),
+    }
+    for positions, flags in windows.items():
         with steered(decoder.model, vector, STRENGTH, [0], positions, prompt_length=lengths):
             moved = run(decoder, IDS)[0][0]
         assert torch.equal(moved[~flags], plain[0][~flags])
@@ -115,8 +134,9 @@ def test_positions_in_one_forward(decoder, lengths):
         torch.testing.assert_close(moved[flags], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_positions_with_a_cache_equal_one_forward(decoder):
-    arguments = (decoder.model, vector_for(decoder), STRENGTH, None, "generation")
+@pytest.mark.parametrize("positions", ["generation", "prompt:2+generation:1"])
+def test_positions_with_a_cache_equal_one_forward(decoder, positions):
+    arguments = (decoder.model, vector_for(decoder), STRENGTH, None, positions)
     with torch.no_grad(), steered(*arguments, prompt_length=3):
         whole = decoder.model(input_ids=IDS).logits
         first = decoder.model(input_ids=IDS[:, :2], use_cache=True)
@@ -133,8 +153,8 @@ def test_what_cannot_be_applied_is_refused(decoder):
         steered(decoder.model, vector, 1.0, layers=[1]).__enter__()
     with pytest.raises(ValueError, match="needs prompt_length"):
         steered(decoder.model, vector, 1.0, positions="prompt").__enter__()
-    with pytest.raises(ValueError, match="expected 'all', 'prompt' or 'generation'"):
-        steered(decoder.model, vector, 1.0, positions="last").__enter__()  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="positions: 'last' is not one of all, prompt, prompt:N"):
+        steered(decoder.model, vector, 1.0, positions="last").__enter__()
     other = ModelFingerprint("OtherForCausalLM", HIDDEN, LAYERS)
     stranger = SteeringVector(vector.directions, vector.reference_norms, other)
     with pytest.raises(ArtifactError, match="OtherForCausalLM"):

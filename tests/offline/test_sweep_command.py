@@ -83,6 +83,20 @@ def test_the_best_point_is_recommended_in_place(world, model):
     assert run(world, model, "--force").exit_code == 0
 
 
+def test_a_window_of_positions_is_recommended(world, model):
+    both = ("--positions", "all,generation+prompt:1", "--strengths", "0.3", "--layers", "all")
+    assert run(world, model, *both).exit_code == 0
+    points = read(world / "v.sweep.json")["points"]
+    assert [point["positions"] for point in points] == ["all", "prompt:1+generation"]
+    assert points[0]["margin"] != points[1]["margin"]
+    one = ("--positions", "prompt:1+generation", "--strengths", "0.3", "--layers", "all")
+    done = run(world, model, *one, "--force")
+    assert done.exit_code == 0, done.output
+    assert read(world / "v.sweep.json")["points"] == points[1:]
+    after = SteeringVector.load(world / "v.safetensors")
+    assert after.recommended_positions == "prompt:1+generation"
+
+
 def test_out_leaves_the_artifact_alone(world, model):
     bytes_before = (world / "v.safetensors").read_bytes()
     done = run(world, model, "--out", str(world / "chosen.safetensors"))
@@ -169,7 +183,7 @@ def test_several_vectors_are_compared(world, model):
     [
         (["--strengths", ""], "--strengths is ''"),
         (["--layers", "7"], "--layers is '7', but 'v' steers [0, 1, 2], not [7]"),
-        (["--positions", "some"], "--positions is 'some'"),
+        (["--positions", "all,some"], "--positions is 'all,some': 'some' is not one of all"),
         (["--metric", "best"], "--metric is 'best', expected one of accuracy, exact, margin"),
         (["--backend", "jax"], "--backend is 'jax'"),
         (["--min-controls", "0.9"], "--min-controls is given without --controls"),

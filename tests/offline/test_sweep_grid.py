@@ -59,11 +59,14 @@ def test_strengths_and_positions():
     assert parse_strengths("0.1, -2,0.1,-0") == [0.1, -2.0, 0.0]
     assert str(parse_strengths("-0")[0]) == "0.0"
     assert parse_positions("generation,all,all") == ["generation", "all"]
+    assert parse_positions("generation+prompt:1, prompt+generation,all") == [
+        "prompt:1+generation", "all",
+    ]  # fmt: skip
     for text in ("", "0.1,", "nan", "inf", "1e9", "a"):
         with pytest.raises(InputError, match="--strengths is '"):
             parse_strengths(text)
-    for text in ("", "both", "all;prompt"):
-        with pytest.raises(InputError, match="--positions is '"):
+    for text in ("", "both", "all;prompt", "all,", "prompt:0", "prompt:1+prompt", "all+prompt"):
+        with pytest.raises(InputError, match=r"--positions is '.*' is not one of all, prompt"):
             parse_positions(text)
 
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grains_vllm.config import Catalogue, read_catalogue
+from grains_vllm.catalogue import Catalogue
+from grains_vllm.config import read_catalogue
 from tests.tiny import random_vector
 
 

@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from vllm.config import VllmConfig
 
-from grains_vllm.config import Catalogue, catalogue_of, read_catalogue
+from grains_vllm import plugin
+from grains_vllm.catalogue import Catalogue, Limits, Term, catalogue_of
+from grains_vllm.config import read_catalogue
 from grains_vllm.errors import GrainsConfigError
 from tests.tiny import random_vector
 
@@ -43,9 +46,51 @@ def test_canonical_form_survives_json_and_ignores_order(catalogue):
     assert first.to_json() == second.to_json()
     back = Catalogue.from_json(json.loads(json.dumps(first.to_json())))
     assert back.vectors == dict(first.vectors) and back.default == first.default
-    described = catalogue({"a": {**ONE, "description": "x"}, "b": {**ONE, "layers": [1]}})
-    assert described.to_json()["resolved"] == first.to_json()["resolved"]
     assert back.to_json() == first.to_json()
+
+
+def test_everything_survives_json(catalogue, folder):
+    (folder / "more").mkdir()
+    whole = catalogue(
+        slots=7,
+        max_vectors_per_request=3,
+        steered_layers="all",
+        default="truthful=0.1,polite",
+        canary={"name": "polite", "fraction": 0.5},
+        admin={"folder": "more", "max_vectors": 9, "max_bytes": 1000},
+        layer_output="sum",
+    )
+    back = Catalogue.from_json(json.loads(json.dumps(whole.to_json())))
+    assert back == whole
+    assert whole.admin.folder == str((folder / "more").resolve())
+    assert whole.limits == Limits((0, 1, 2, 3), 7, 3)
+
+
+def test_only_what_is_compiled_in_makes_vllm_compile_again(catalogue):
+    def key(**changed):
+        config = VllmConfig()
+        config.additional_config = {
+            "other": changed.pop("other", 1),
+            "grains": catalogue({"a": {**ONE, **changed.pop("one", {})}}, **changed).to_json(),
+        }
+        return config.compute_hash()
+
+    plugin.enable()
+    plain = VllmConfig().compute_hash()
+    keys = {key(one={"layers": [1]}), key(slots=9), key(max_vectors_per_request=1), key(other=2)}
+    assert len(keys | {plain, key()}) == 6
+    assert key() == key(one={"strength": 3, "description": "x", "positions": "prompt:2"})
+    plugin.unregister()
+
+
+def test_slots_are_as_many_as_distinct_vectors(catalogue, folder):
+    one, two = ONE, {**ONE, "path": "two.safetensors"}
+    assert catalogue({"a": one, "b": {**one, "strength": 9}, "c": two}).limits.slots == 2
+    three = {"a": one, "b": {**one, "layers": [1]}, "c": two}
+    assert catalogue(three).limits.slots == 3
+    assert catalogue(three, admin={"folder": "."}).limits.slots == 7
+    assert catalogue(three, admin={"folder": ".", "max_vectors": 4}).limits.slots == 4
+    assert catalogue(three, admin={"folder": "."}, slots=2).limits.slots == 2
 
 
 def test_slot_and_digest_follow_what_decides_the_outcome(catalogue):
@@ -58,8 +103,12 @@ def test_slot_and_digest_follow_what_decides_the_outcome(catalogue):
             "other": {"path": "two.safetensors", "strength": 0.5},
         }
     ).vectors
-    assert entries["base"].slot_key == entries["stronger"].slot_key
-    assert len({entry.slot_key for entry in entries.values()}) == 4
+    keys = {
+        name: Term(entry, entry.strength, entry.positions, entry.layers).slot_key
+        for name, entry in entries.items()
+    }
+    assert keys["base"] == keys["stronger"]
+    assert len(set(keys.values())) == 4
 
 
 def test_an_engine_without_grains_has_no_catalogue():
@@ -83,14 +132,27 @@ def test_an_engine_without_grains_has_no_catalogue():
         ({"v": {**ONE, "layers": [4]}}, {}, "vectors.v.layers: [4] have no direction"),
         ({"v": {**ONE, "layers": []}}, {}, "vectors.v.layers: [] is not a layer number"),
         ({"v": {**ONE, "layers": "1-2"}}, {}, "vectors.v.layers: '1-2' is not a layer number"),
-        ({"v": {**ONE, "positions": "answer"}}, {}, "'answer' is not one of all, prompt, gener"),
+        ({"v": {**ONE, "positions": "answer"}}, {}, "'answer' is not one of all, prompt, prompt:N"),
         ({"v": {**ONE, "scale": "big"}}, {}, "'big' is not one of relative, absolute"),
         ({"v": {**ONE, "description": 3}}, {}, "vectors.v.description: 3 is not text"),
         ({"v": {**ONE, "strength": 10**400}}, {}, "v.strength: a huge integer is not a number"),
         ({"none": ONE}, {}, "'none' cannot name a vector"),
         ({"a=b": ONE}, {}, "'a=b' cannot name a vector"),
         ({"v": ONE}, {"default": "w"}, "default: steering: unknown vector 'w'"),
-        ({"v": ONE}, {"layer_output": "both"}, "layer_output is 'both', allowed: sum, single"),
+        ({"v": ONE}, {"layer_output": "both"}, "layer_output: 'both' is not one of sum, single"),
+        ({"v": ONE}, {"slots": 0}, "slots: 0 is not a whole number from 1"),
+        ({"v": ONE}, {"slots": 1}, "slots is 1, but one request may combine 2 vectors"),
+        ({"v": ONE}, {"max_vectors_per_request": 9}, "9 is not a whole number from 1 to 8"),
+        ({"v": ONE}, {"steered_layers": [0, 1]}, "steered_layers leaves out [2, 3]"),
+        ({"v": ONE}, {"steered_layers": [0, 1, 2, 3, 4]}, "[4] are no layers of a model with 4"),
+        ({"v": ONE}, {"steered_layers": "some"}, "steered_layers: 'some' is not a layer number"),
+        ({"v": ONE}, {"canary": "v"}, "canary: expected a mapping"),
+        ({"v": ONE}, {"canary": {"name": "w", "fraction": 0.1}}, "unknown vector 'w'"),
+        ({"v": ONE}, {"canary": {"name": "v", "fraction": 1.1}}, "1.1 is not a number from 0 to"),
+        ({"v": ONE}, {"canary": {"fraction": 0.1}}, "canary.name: names no vector"),
+        ({"v": ONE}, {"admin": {"folder": "nowhere"}}, "nowhere is not a folder"),
+        ({"v": ONE}, {"admin": {"folder": ".", "max_vector": 1}}, "unknown key 'max_vector'"),
+        ({"v": ONE, "w": ONE}, {"admin": {"folder": ".", "max_vectors": 1}}, "but there are 2"),
     ],
 )
 def test_refuses(catalogue, vectors, top, message):

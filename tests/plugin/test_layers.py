@@ -29,11 +29,30 @@ def buffers():
     direction = torch.zeros(3, 4)
     direction[1, 0] = 1
     return {
-        "grains_slot": torch.tensor([1, 0, 2, 0], dtype=torch.int32),
-        "grains_strength": torch.tensor([0.5, 0.0, 0.5, 0.0]),
+        "grains_slot": torch.tensor([1, 0, 2, 0], dtype=torch.int32)[:, None],
+        "grains_strength": torch.tensor([0.5, 0.0, 0.5, 0.0])[:, None],
         "grains_gain": torch.tensor([0.0, 6.0, 0.0]),
         "grains_direction": direction,
     }
+
+
+def test_vectors_are_added_up_before_the_norm_is_restored():
+    directions = torch.zeros(3, 4)
+    directions[1, 0] = directions[2, 1] = 1
+    layer, hidden = Single(), torch.randn(2, 4)
+    before = layer(hidden, None)
+    attach(
+        layer,
+        "single",
+        {
+            "grains_slot": torch.tensor([[1, 2], [0, 2]], dtype=torch.int32),
+            "grains_strength": torch.tensor([[0.5, -1.0], [0.0, 2.0]]),
+            "grains_gain": torch.tensor([0.0, 6.0, 3.0]),
+            "grains_direction": directions,
+        },
+    )
+    expected = shift(before, torch.tensor([[3.0, -3, 0, 0], [0, 6, 0, 0]]))
+    torch.testing.assert_close(layer(hidden, None), expected)
 
 
 @pytest.mark.parametrize(("cls", "output"), [(Sum, "sum"), (Single, "single"), (First, "first")])

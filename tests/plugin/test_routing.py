@@ -5,11 +5,15 @@ import random
 import numpy as np
 import torch
 
-from grains_vllm.routing import Route, Routing
+from grains_vllm.routing import Part, Routing
 
 
 def buffers(routing):
-    return list(zip(routing.slot.tolist(), routing.strength.tolist(), strict=True))
+    """Per token, the (slot, strength) of its steered parts."""
+    return [
+        sorted((slot, strength) for slot, strength in zip(*row, strict=True) if slot)
+        for row in zip(routing.slot.tolist(), routing.strength.tolist(), strict=True)
+    ]
 
 
 def recount(batch, table, size):
@@ -17,14 +21,14 @@ def recount(batch, table, size):
     tokens = []
     for req_id, scheduled, computed in batch:
         for position in range(computed, computed + scheduled):
-            route = table.get(req_id)
-            generated = route is not None and position >= route.prompt_len
-            wanted = route is not None and route.positions in (
-                "all",
-                "generation" if generated else "prompt",
+            tokens.append(
+                sorted(
+                    (part.slot, part.strength)
+                    for part in table.get(req_id, ())
+                    if part.start <= position and (part.end is None or position < part.end)
+                )
             )
-            tokens.append((route.slot, route.strength) if wanted else (0, 0.0))
-    return tokens + [(0, 0.0)] * (size - len(tokens))
+    return tokens + [[]] * (size - len(tokens))
 
 
 def fill(routing, batch):
@@ -35,14 +39,17 @@ def fill(routing, batch):
 def test_random_traces_of_chunks_finishes_and_preemptions():
     rng = random.Random(0)
     for _ in range(50):
-        routing, table = Routing(256, torch.device("cpu")), {}
+        routing, table = Routing(256, 3, torch.device("cpu")), {}
         for step in range(30):
             if len(table) < 8 and rng.random() < 0.5:
-                table[f"r{step}"] = Route(
-                    rng.randint(1, 5),
-                    rng.choice([-1.5, 0.25, 3.0]),
-                    rng.choice(["all", "prompt", "generation"]),
-                    rng.randint(1, 40),
+                table[f"r{step}"] = tuple(
+                    Part(
+                        rng.randint(1, 5),
+                        rng.choice([-1.5, 0.25, 3.0]),
+                        start := rng.randint(0, 40),
+                        rng.choice([None, start + rng.randint(0, 9), start + 40]),
+                    )
+                    for _ in range(rng.randint(1, 3))
                 )
                 routing.add(f"r{step}", table[f"r{step}"])
             if table and rng.random() < 0.2:
@@ -58,19 +65,19 @@ def test_random_traces_of_chunks_finishes_and_preemptions():
 
 
 def test_the_tail_of_a_longer_batch_is_cleared():
-    routing = Routing(64, torch.device("cpu"))
-    routing.add("a", Route(1, 2.0, "all", 10))
+    routing = Routing(64, 1, torch.device("cpu"))
+    routing.add("a", [Part(1, 2.0, 0, None)])
     fill(routing, [("a", 40, 0)])
     fill(routing, [("a", 1, 40)])
-    assert buffers(routing) == [(1, 2.0)] + [(0, 0.0)] * 63
+    assert buffers(routing) == [[(1, 2.0)]] + [[]] * 63
     routing.discard("a")
     fill(routing, [("b", 5, 0)])
     assert not routing.slot.any() and not routing.strength.any()
 
 
 def test_an_unchanged_batch_copies_nothing(monkeypatch):
-    routing = Routing(64, torch.device("cpu"))
-    routing.add("a", Route(1, 2.0, "all", 3))
+    routing = Routing(64, 1, torch.device("cpu"))
+    routing.add("a", [Part(1, 2.0, 0, None)])
     fill(routing, [("a", 1, 3)])
     version = routing.slot._version
     fill(routing, [("a", 1, 4)])
@@ -80,4 +87,4 @@ def test_an_unchanged_batch_copies_nothing(monkeypatch):
 
 
 def test_discarding_a_stranger_is_harmless():
-    Routing(8, torch.device("cpu")).discard("never seen")
+    Routing(8, 1, torch.device("cpu")).discard("never seen")

@@ -58,6 +58,12 @@ def test_round_trip(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) & 0o044  # Readable by a server of another user.
 
 
+def test_positions_of_every_kind_can_be_recommended(tmp_path):
+    for positions in ("all", "generation:8", "prompt:1+generation"):
+        path = write(tmp_path / "v", passport={"recommended": {"positions": positions}})
+        assert SteeringVector.load(path).recommended_positions == positions
+
+
 def test_digest_covers_what_steers_and_nothing_else(tmp_path):
     path = write(tmp_path / "v.safetensors", passport={"note": "other prose"})
     plain = vector(reference_norms=torch.ones(3)).digest
@@ -95,7 +101,9 @@ def test_digest_is_stable_across_releases():
         ({"passport": {"recommended": {"layers": [7]}}}, r"recommended.layers is \[7\]"),
         ({"passport": {"recommended": {"layers": "all"}}}, "recommended.layers is 'all'"),
         ({"passport": {"recommended": {"strength": "strong"}}}, "recommended.strength is 'strong'"),
-        ({"passport": {"recommended": {"positions": "end"}}}, "recommended.positions is 'end'"),
+        ({"passport": {"recommended": {"positions": "end"}}},
+         "recommended.positions: 'end' is not one of all, prompt, prompt:N"),
+        ({"passport": {"recommended": {"positions": 1}}}, "recommended.positions: 1 is not one of"),
         ({"passport": {"recommended": 3}}, "recommended is 3"),
     ],
 )  # fmt: skip

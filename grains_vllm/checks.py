@@ -1,0 +1,72 @@
+"""Checks of single values, for the YAML and for requests, with messages that name the field."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from grains_vllm.errors import GrainsConfigError
+from grains_vllm.positions import Positions, PositionsError
+
+# Far beyond any useful strength, and small enough that float32 norms cannot overflow.
+MAX_STRENGTH = 1e6
+
+
+def strength(value: Any, where: str, error: type[ValueError] = GrainsConfigError) -> float:
+    """A finite number (no bool) of at most MAX_STRENGTH in size, else `error`."""
+    # Written so that NaN fails too, and so that no integer is too long to compare.
+    if type(value) not in (int, float) or not abs(value) <= MAX_STRENGTH:
+        limits = f"-{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
+        raise error(f"{where}: {short(value)} is not a number between {limits}")
+    return float(value)
+
+
+def positions(value: Any, where: str, error: type[ValueError] = GrainsConfigError) -> str:
+    """The canonical text of positions, else `error`."""
+    try:
+        return str(Positions.parse(value))
+    except PositionsError as problem:
+        raise error(f"{where}: {problem}") from None
+
+
+def integer(
+    value: Any,
+    low: int,
+    high: int,
+    where: str,
+    error: type[ValueError] = GrainsConfigError,
+) -> int:
+    """A whole number (no bool) from low to high, else `error`."""
+    if type(value) is not int or not low <= value <= high:
+        raise error(f"{where}: {short(value)} is not a whole number from {low} to {high}")
+    return value
+
+
+def one_of(
+    value: Any, allowed: tuple[str, ...], where: str, error: type[ValueError] = GrainsConfigError
+) -> str:
+    """One of the allowed words, else `error`, which names them."""
+    if value not in allowed:
+        raise error(f"{where}: {short(value)} is not one of {', '.join(allowed)}")
+    return str(value)
+
+
+def known_keys(data: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
+    """Raises GrainsConfigError for a key that nobody would read."""
+    for key in data:
+        if key not in known:
+            raise GrainsConfigError(
+                f"{where}: unknown key {key!r}{suggestion(str(key), known)}; "
+                f"known keys: {', '.join(known)}"
+            )
+
+
+def short(value: Any) -> str:
+    """repr() for messages: somebody else's value, at a length that fits into one."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**80 else "a huge integer"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def suggestion(found: str, known: tuple[str, ...] | list[str], cutoff: float = 0.75) -> str:
+    """' (did you mean X?)' where one of the known names is close."""
+    close = difflib.get_close_matches(found[:80], known, n=1, cutoff=cutoff)
+    return f" (did you mean {close[0]!r}?)" if close else ""

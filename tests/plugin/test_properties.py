@@ -1,0 +1,348 @@
+"""Laws that hold for whatever a client, a scheduler or chance comes up with."""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from grains_vllm.catalogue import Steering, Term
+from grains_vllm.checks import MAX_STRENGTH
+from grains_vllm.config import read_catalogue
+from grains_vllm.marker import build
+from grains_vllm.positions import Positions, PositionsError
+from grains_vllm.prefix_keys import block_key
+from grains_vllm.receipts import Receipt
+from grains_vllm.routing import Part, Routing
+from grains_vllm.selection import FIELDS, Choice, SelectionError, SteeringDisabled, select
+from tests.tiny import random_vector
+
+TRIED = Counter()
+
+
+def law(examples):
+    """Tries so many inputs; a slow machine is no counterexample."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tally(request):
+    yield
+    tried = ", ".join(f"{name} {count}" for name, count in TRIED.items())
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\ninputs tried: {sum(TRIED.values())} ({tried})")
+
+
+@pytest.fixture(scope="module")
+def catalogues(tmp_path_factory):
+    """Every kind of server: without a default, with one, with a canary, with both."""
+    folder = tmp_path_factory.mktemp("properties")
+    for seed, name in enumerate("abc"):
+        random_vector("llama", seed).save(folder / f"{name}.safetensors")
+    vectors = {
+        "a": {"path": "a.safetensors", "strength": 0.5},
+        "b": {"path": "b.safetensors", "strength": 0.2, "positions": "prompt:7", "layers": [1, 2]},
+        "c": {"path": "c.safetensors", "strength": -3, "scale": "absolute", "layers": [0]},
+        "twin of a": {"path": "a.safetensors", "strength": 1, "positions": "generation"},
+    }
+    vectors["twin-of-a"] = vectors.pop("twin of a")
+    found = []
+    for more in (
+        {},
+        {"default": "b,a=0.3", "max_vectors_per_request": 3},
+        {"canary": {"name": "a", "fraction": 0.5}},
+        {"default": "c", "canary": {"name": "b=0", "fraction": 1}, "max_vectors_per_request": 1},
+    ):
+        path = folder / "steering.yaml"
+        path.write_text(yaml.safe_dump({"vectors": vectors, **more}))
+        found.append(read_catalogue({"config": str(path)}))
+    return found
+
+
+# --- what requests may say -----------------------------------------------------------------------
+
+_NAMES = st.sampled_from(["a", "b", "c", "twin-of-a", "A", "none", "nobody", "", " a "])
+_NUMBERS = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from([10**400, -(10**400), 1e6, 1e-46, -0.0, 2**31, MAX_STRENGTH + 1]),
+)
+_SPECS = st.lists(
+    st.one_of(_NAMES, st.builds("{}={}".format, _NAMES, st.one_of(_NUMBERS.map(repr), st.text()))),
+    min_size=1,
+    max_size=4,
+).map(",".join)
+_PLACES = st.one_of(
+    st.sampled_from(["all", "prompt", "generation", "prompt+generation", "generation:1+prompt"]),
+    st.builds("prompt:{}".format, st.integers(-1, 10**10)),
+    st.builds("generation:{}+prompt:{}".format, st.integers(), st.integers(0, 50)),
+    st.text(),
+)
+_ANYTHING = st.recursive(
+    st.one_of(st.none(), st.booleans(), _NUMBERS, st.text(), st.binary(), _SPECS, _PLACES),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner)),
+    max_leaves=5,
+)
+_LAYERS = st.one_of(st.integers(-1, 4), st.lists(st.integers(-1, 4), max_size=4), _ANYTHING)
+_FITTING = {
+    "steering": _SPECS,
+    "steering_strength": _NUMBERS,
+    "steering_positions": _PLACES,
+    "steering_layers": _LAYERS,
+    "steering_prompt_tokens": _NUMBERS,
+    "steering_canary_key": st.text(max_size=600),
+}
+assert set(_FITTING) == set(FIELDS)
+_STRANGE_KEYS = st.one_of(
+    st.text(),
+    st.sampled_from(["grains", "grains_x", "Steering", "strength", "steering_", "positions"]),
+    st.sampled_from(FIELDS).map(lambda name: name[:-1]),
+    st.integers(),
+    st.none(),
+)
+_EXTRA_ARGS = st.one_of(
+    st.none(),
+    st.fixed_dictionaries({}, optional=_FITTING),
+    st.fixed_dictionaries({}, optional={name: _ANYTHING for name in FIELDS}),
+    st.builds(
+        lambda asked, strange: {**asked, **strange},
+        st.fixed_dictionaries({}, optional=_FITTING),
+        st.dictionaries(_STRANGE_KEYS, _ANYTHING, max_size=2),
+    ),
+)
+
+
+@law(4000)
+@given(asked=_EXTRA_ARGS, which=st.integers(0, 3), enabled=st.booleans(), border=st.integers(1, 99))
+def test_a_request_is_understood_or_refused_by_name(catalogues, asked, which, enabled, border):
+    TRIED["requests"] += 1
+    catalogue = catalogues[which]
+    try:
+        choice = select(asked, catalogue, enabled, identity="x")
+    except SelectionError as error:
+        event("disabled" if isinstance(error, SteeringDisabled) else "refused")
+        assert not (enabled and isinstance(error, SteeringDisabled))
+        keys = [key[:80] for key in asked or {} if isinstance(key, str)]
+        assert str(error).startswith((*FIELDS, *(key for key in keys if key)))
+        assert str(error).startswith(error.field)
+        assert len(str(error)) < 600
+        return
+    event("steered" if choice.steering else "plain")
+    if not enabled:
+        assert choice.steering is None
+    for key in asked or {}:
+        assert not (isinstance(key, str) and key.startswith("grains_"))
+    marker = build(choice, border)
+    assert json.loads(json.dumps(marker, allow_nan=False)) == marker
+    if choice.steering is None:
+        assert not (marker and marker["terms"])
+        return
+    terms = choice.steering.terms
+    names = [term.entry.name for term in terms]
+    assert 1 <= len(set(names)) == len(names) <= catalogue.limits.max_vectors_per_request
+    for term, written in zip(terms, marker["terms"], strict=True):
+        assert math.isfinite(term.strength) and abs(term.strength) <= MAX_STRENGTH
+        assert np.float32(term.strength) != 0
+        assert list(term.layers) == sorted(set(term.layers)) and term.layers
+        assert set(term.layers) <= set(catalogue.vectors[term.entry.name].layers)
+        assert str(Positions.parse(term.positions)) == term.positions
+        assert written["start"] >= 0 and (written["end"] is None or written["end"] > 0)
+    assert Receipt(marker, border).to_json()["steered"] is True
+
+
+# --- positions -----------------------------------------------------------------------------------
+
+_COUNTS = st.one_of(st.none(), st.integers(1, 60))
+_POSITIONS = st.one_of(
+    st.builds(Positions, _COUNTS, _COUNTS),
+    st.builds(Positions, st.just(0), _COUNTS),
+    st.builds(Positions, _COUNTS, st.just(0)),
+)
+
+
+def tokens(positions, border, length):
+    """The steered ones among the first `length` tokens."""
+    start, end = positions.interval(border)
+    return {p for p in range(length) if start <= p and (end is None or p < end)}
+
+
+@law(1000)
+@given(text=st.one_of(_PLACES, _ANYTHING))
+def test_a_text_is_read_as_its_canonical_form_or_refused(text):
+    TRIED["positions' texts"] += 1
+    try:
+        positions = Positions.parse(text)
+    except PositionsError as error:
+        assert "is not one of all, prompt," in str(error) and len(str(error)) < 300
+        return
+    assert Positions.parse(str(positions)) == positions
+    assert len(str(positions)) <= len(text)
+
+
+@law(1500)
+@given(positions=_POSITIONS, border=st.integers(1, 80), length=st.integers(0, 160))
+def test_laws_of_intervals(positions, border, length):
+    TRIED["intervals"] += 1
+    assert Positions.parse(str(positions)) == positions
+    prompt, answer = Positions(positions.before, 0), Positions(0, positions.after)
+    here = tokens(positions, border, length)
+    # The two halves are disjoint, are the whole, and lie where their names say.
+    halves = tokens(prompt, border, length), tokens(answer, border, length)
+    assert halves[0] | halves[1] == here and not halves[0] & halves[1]
+    assert all(p < border for p in halves[0]) and all(p >= border for p in halves[1])
+    wanted = border if positions.before is None else min(border, positions.before)
+    assert halves[0] == {p for p in range(length) if border - wanted <= p < border}
+    assert here <= tokens(Positions.parse("all"), border, length) == set(range(length))
+    both = tokens(Positions.parse("prompt"), border, length)
+    assert both | tokens(Positions.parse("generation"), border, length) == set(range(length))
+    assert Positions.parse("prompt+generation") == Positions.parse("all")
+    if 0 not in (positions.before, positions.after):
+        swapped = "+".join(f"{answer}+{prompt}".split("+"))
+        assert Positions.parse(swapped) == positions
+
+
+# --- routing -------------------------------------------------------------------------------------
+
+PARTS, SIZE = 3, 256
+_PART = st.builds(
+    lambda slot, strength, start, length: Part(
+        slot, strength, start, None if length is None else start + length
+    ),
+    st.integers(1, 5),
+    st.sampled_from([-1.5, 0.25, 3.0, 1e-30]),
+    st.integers(0, 60),
+    st.one_of(st.none(), st.integers(0, 60)),
+)
+# (parts, prompt length, answer length); no parts: a plain request.
+_REQUEST = st.tuples(st.lists(_PART, max_size=PARTS), st.integers(1, 70), st.integers(1, 30))
+
+
+class Job:
+    """A request as a scheduler sees it: how far it is computed, how much of it there is."""
+
+    def __init__(self, parts, prompt, answer):
+        self.parts, self.computed, self.known, self.end = parts, 0, prompt, prompt + answer - 1
+
+
+@law(600)
+@given(requests=st.lists(_REQUEST, min_size=1, max_size=8), data=st.data())
+def test_every_token_of_every_batch_gets_its_own(requests, data):
+    """Random batches, chunked prefill, preemption (computed again from 0), early ends."""
+    routing, steered = Routing(SIZE, PARTS, torch.device("cpu")), 0
+    coming, live = dict(enumerate(requests)), {}
+    for _ in range(data.draw(st.integers(1, 25), "steps")):
+        while coming and data.draw(st.booleans(), "arrives"):
+            number, request = coming.popitem()
+            live[f"r{number}"] = Job(*request)
+            if request[0]:
+                routing.add(f"r{number}", request[0])
+        for name in list(live):
+            fate = data.draw(st.sampled_from(["goes on"] * 8 + ["preempted", "aborted"]), "fate")
+            if fate == "preempted":
+                live[name].computed = 0
+            if fate == "aborted" or live[name].computed >= live[name].end:
+                del live[name]
+                routing.discard(name)
+        batch, room = [], SIZE
+        for name in data.draw(st.permutations(sorted(live)), "order"):
+            waits = live[name].known - live[name].computed
+            count = min(room, data.draw(st.integers(0, waits), "scheduled"))
+            if count:
+                batch.append((name, count, live[name].computed))
+                room -= count
+        if not batch:
+            continue
+        TRIED["batches"] += 1
+        names, counts, computed = (list(column) for column in zip(*batch, strict=True))
+        routing.fill(names, np.array(counts), np.array(computed))
+        wanted = []
+        for name, count, done in batch:
+            job = live[name]
+            for position in range(done, done + count):
+                row = [(0, 0.0)] * PARTS
+                for column, part in enumerate(job.parts):
+                    if part.start <= position and (part.end is None or position < part.end):
+                        row[column] = (part.slot, float(np.float32(part.strength)))
+                wanted.append(row)
+            job.computed += count
+            if job.computed == job.known < job.end:
+                job.known += 1  # The step has sampled one more token.
+        steered += sum(any(slot for slot, _ in row) for row in wanted)
+        wanted += [[(0, 0.0)] * PARTS] * (SIZE - len(wanted))
+        found = zip(routing.slot.tolist(), routing.strength.tolist(), strict=True)
+        assert [list(zip(*row, strict=True)) for row in found] == wanted
+        assert routing.steered_tokens == steered
+
+
+# --- prefix cache --------------------------------------------------------------------------------
+
+_STRENGTHS = st.sampled_from([0.5, -0.5, 0.25, 0.25 + 1e-12])
+_WISHES = st.dictionaries(
+    st.sampled_from(["a", "b", "c", "twin-of-a"]),
+    st.tuples(_STRENGTHS, _POSITIONS.map(str), st.booleans()),
+    max_size=3,
+)
+
+
+def terms_of(wishes, border, catalogue):
+    """The marker's terms of a request, made the way the front end makes them."""
+    terms = []
+    for name, (strength, positions, narrowed) in wishes.items():
+        entry = catalogue.vectors[name]
+        layers = entry.layers[:1] if narrowed else entry.layers
+        terms.append(Term(entry, strength, positions, layers))
+    marker = build(Choice(Steering.of(terms)), border) if terms else None
+    return marker["terms"] if marker else []
+
+
+def shifted(wishes, border, end, catalogue):
+    """How often each (vector with its strength and layers, token) occurs before `end`."""
+    found = Counter()
+    for name, (strength, positions, narrowed) in wishes.items():
+        entry = catalogue.vectors[name]
+        layers = entry.layers[:1] if narrowed else entry.layers
+        row = entry.digest, entry.scale, layers, float(np.float32(strength))
+        found.update((row, p) for p in tokens(Positions.parse(positions), border, end))
+    return found
+
+
+@law(4000)
+@given(
+    one=_WISHES,
+    other=_WISHES,
+    same=st.booleans(),
+    borders=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    block=st.integers(1, 8),
+    size=st.sampled_from([1, 4, 16]),
+)
+def test_blocks_are_shared_exactly_if_the_same_tokens_are_shifted_alike(
+    catalogues, one, other, same, borders, block, size
+):
+    TRIED["pairs of requests"] += 1
+    catalogue, end = catalogues[0], block * size
+    if same:  # Otherwise two random requests hardly ever steer the same.
+        other = {
+            name: (strength, other.get(name, wish)[1], narrowed)
+            for name, wish in one.items()
+            for strength, _, narrowed in [wish]
+        }
+    terms = terms_of(one, borders[0], catalogue), terms_of(other, borders[1], catalogue)
+    found = shifted(one, borders[0], end, catalogue), shifted(other, borders[1], end, catalogue)
+    keys = block_key(terms[0], end), block_key(terms[1], end)
+    event(f"same tokens: {found[0] == found[1]}, some: {bool(found[0])}")
+    if keys[0] == keys[1]:
+        assert found[0] == found[1]
+    # One vector under two names may come in two orders, which costs no more than a cache hit.
+    elif not {"a", "twin-of-a"} <= one.keys():
+        assert found[0] != found[1]
+    assert (keys[0] == "") == (not found[0])
