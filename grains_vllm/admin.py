@@ -98,6 +98,10 @@ class Switched(BaseModel):
     enabled: bool
 
 
+_PROMPT, _GENERATION = (rf"{part}(:[1-9][0-9]{{0,8}})?" for part in ("prompt", "generation"))
+_POSITIONS = rf"^(all|{_PROMPT}(\+{_GENERATION})?|{_GENERATION}(\+{_PROMPT})?)$"
+
+
 class NewVector(BaseModel):
     """A vector to add; what is left out is what the artifact recommends, as in the YAML."""
 
@@ -109,7 +113,7 @@ class NewVector(BaseModel):
     layers: list[Annotated[int, Field(ge=0, le=100_000)]] | None = Field(
         None, min_length=1, max_length=10_000
     )
-    positions: str | None = Field(None, max_length=64, description=ALLOWED)
+    positions: str | None = Field(None, pattern=_POSITIONS, description=ALLOWED)
     scale: Literal["relative", "absolute"] | None = None
     description: str | None = Field(None, max_length=4096)
     replace: bool = False
@@ -152,12 +156,6 @@ class GrainsEndpoints:
         if key is not None and not key.strip():
             raise GrainsConfigError(f"{ADMIN_KEY} is set but empty; set a key, or unset it")
         admin = registry.snapshot().catalogue.admin
-        if admin is not None and _is_one_of_many(engine_client):
-            raise GrainsConfigError(
-                "admin: (in the steering YAML) cannot be used with --data-parallel-external-lb, "
-                "--data-parallel-hybrid-lb, --data-parallel-rank or --data-parallel-start-rank: "
-                "a change would reach some of the ranks behind the load balancer only"
-            )
         if admin is not None and not (key or args.api_key or os.environ.get("VLLM_API_KEY")):
             logger().warning(
                 "grains: whoever reaches this server can change its vectors; set --api-key or %s",
@@ -167,10 +165,6 @@ class GrainsEndpoints:
         state.grains = Console(
             registry, Changes(registry, engine_client, served), engine_client, key
         )
-
-
-def _is_one_of_many(engine: Any) -> bool:
-    return bool(engine.vllm_config.parallel_config.local_engines_only)
 
 
 async def _refused(_: Request, refusal: Exception) -> JSONResponse:
@@ -200,16 +194,6 @@ def _operator(
         if not hmac.compare_digest(given, console.key.encode()):
             raise Refusal(401, f"the header X-Grains-Admin-Key must be the server's {ADMIN_KEY}")
     return console
-
-
-def _switch(operator: Annotated[Console, Depends(_operator)]) -> Console:
-    if _is_one_of_many(operator.engine):
-        raise Refusal(
-            409,
-            "this server is one of several ranks behind a load balancer and would switch alone; "
-            "restart them with GRAINS_DISABLE=1",
-        )
-    return operator
 
 
 def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -277,14 +261,14 @@ async def reload(operator: Operator) -> Reloaded:
     return Reloaded(**await operator.changes.reload())
 
 
-@router.post("/disable", responses=_documented(409))
-async def disable(operator: Annotated[Console, Depends(_switch)]) -> Switched:
+@router.post("/disable", responses=_documented())
+async def disable(operator: Operator) -> Switched:
     """Turns steering off at once: who asks for it gets 503, everybody else plain answers."""
     return _switched(operator, False)
 
 
-@router.post("/enable", responses=_documented(409))
-async def enable(operator: Annotated[Console, Depends(_switch)]) -> Switched:
+@router.post("/enable", responses=_documented())
+async def enable(operator: Operator) -> Switched:
     """Turns steering on again."""
     return _switched(operator, True)
 

@@ -46,6 +46,28 @@ def _parallel(name: str, limit: Any) -> Callable[[Any], bool]:
     return lambda config: getattr(config.parallel_config, name, limit) != limit
 
 
+def _other_drafts(config: Any) -> bool:
+    speculative = config.speculative_config
+    return speculative is not None and speculative.method not in _DRAFTS
+
+
+def _drafts_ahead(config: Any) -> bool:
+    return config.speculative_config is not None and bool(config.scheduler_config.async_scheduling)
+
+
+def _data_parallel_experts(config: Any) -> bool:
+    return config.parallel_config.data_parallel_size > 1 and bool(config.model_config.is_moe)
+
+
+def _data_parallel_elsewhere(config: Any) -> bool:
+    parallel = config.parallel_config
+    return parallel.data_parallel_size > 1 and (
+        parallel.data_parallel_external_lb
+        or parallel.data_parallel_hybrid_lb
+        or parallel.data_parallel_size_local != parallel.data_parallel_size
+    )
+
+
 def _warn_of_siblings(config: Any, catalogue: Catalogue) -> None:
     """Notes vectors that fit the model's shape but were extracted from one of another name."""
     from vllm.logger import init_logger
@@ -63,6 +85,7 @@ def _warn_of_siblings(config: Any, catalogue: Catalogue) -> None:
 
 
 _UNPROVEN = "not yet shown to be correct together"
+_DRAFTS = ("ngram", "draft_model")
 _SEES_FEWER_TOKENS = "decoder layers would see other tokens than the ones that routing describes"
 
 # (the flag as the operator wrote it, whether this engine uses it, why it is refused)
@@ -92,20 +115,37 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda c: bool(c.model_config.using_transformers_backend()),
         "its layers keep a batch axis that routing does not know",
     ),
-    ("--speculative-config", lambda c: c.speculative_config is not None, _UNPROVEN),
-    ("--enable-lora", lambda c: c.lora_config is not None, _UNPROVEN),
+    (
+        "a multimodal model",
+        lambda c: bool(c.model_config.is_multimodal_model),
+        "steering beside images or sound is not yet shown to be correct; serve a text-only model",
+    ),
+    (
+        f"--speculative-config of a method other than {' and '.join(_DRAFTS)}",
+        _other_drafts,
+        _UNPROVEN,
+    ),
+    (
+        "--speculative-config and asynchronous scheduling together",
+        _drafts_ahead,
+        "positions would count drafts that may yet be rejected; add --no-async-scheduling",
+    ),
+    (
+        "--enable-sleep-mode",
+        lambda c: bool(c.model_config.enable_sleep_mode),
+        "whether steering survives waking up is not yet shown",
+    ),
     ("--kv-transfer-config", lambda c: c.kv_transfer_config is not None, _UNPROVEN),
-    ("--pipeline-parallel-size", _parallel("pipeline_parallel_size", 1), _UNPROVEN),
     (
         "--decode-context-parallel-size",
         _parallel("decode_context_parallel_size", 1),
         _UNPROVEN,
     ),
-    ("--data-parallel-size", _parallel("data_parallel_size", 1), _UNPROVEN),
+    ("--data-parallel-size and a mixture of experts", _data_parallel_experts, _UNPROVEN),
     (
-        "--api-server-count",
-        _parallel("_api_process_count", 1),
-        "each API server would read the catalogue on its own",
+        "data-parallel ranks behind several servers or on several machines",
+        _data_parallel_elsewhere,
+        "each would read and change a catalogue of its own",
     ),
     (
         "--prefill-context-parallel-size",

@@ -52,7 +52,7 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
             request = original(self, request_id, prompt, params, *args, **kwargs)
             _write(request, choice)
         except SelectionError as error:
-            metrics.refused(error.field)
+            metrics.refused(error.field, str(error))
             raise VLLMValidationError(str(error), parameter="extra_args") from error
         return request
 
@@ -97,7 +97,7 @@ def _check_model(original: Callable[..., Any]) -> Callable[..., Any]:
                 _resolve_alias(request, self.models.base_model_paths, state.catalogue)
                 _check_request(request, state)
             except SelectionError as error:
-                metrics.refused(error.field)
+                metrics.refused(error.field, str(error))
                 return self.create_error_response(
                     str(error), **_error_status(error), param=error.field
                 )

@@ -163,7 +163,7 @@ def _init(original: Callable[..., Any]) -> Callable[..., Any]:
         catalogue = catalogue_of(vllm_config)
         if catalogue is not None:
             self.grains_gate = Gate(catalogue.limits.slots)
-            self.grains_gate.install(self.scheduler)
+            self.grains_gate.install(self)
 
     return __init__
 
@@ -205,11 +205,12 @@ def _everywhere(results: list[Mapping[str, Any]]) -> set[str]:
 
 
 def _gate(core: Any) -> Gate | None:
-    return getattr(core, "grains_gate", None)
+    return getattr(core.scheduler, "grains_gate", None)
 
 
+# Not EngineCore's: in a process of its own that one is running already when it loads plugins.
+SCHEDULER = {"__init__": _init}
 ENGINE_CORE = {
-    "__init__": _init,
     "preprocess_add_request": _preprocess_add_request,
     "collective_rpc": _collective_rpc,
 }

@@ -153,13 +153,14 @@ def reloaded(outcome: str, **facts: Any) -> None:
     """Counts and logs a change of the catalogue.
 
     Args:
-        outcome: one of few constant words of the caller, such as "applied" or "failed".
+        outcome: "applied", "refused", "rolled_back" or "failed"; a label, so few constant words.
         facts: more for the log line; never a label.
     """
     metrics = _metrics()
     metrics.child(metrics.reloads, outcome).inc()
     more = "".join(f" {name}={json.dumps(value, default=str)}" for name, value in facts.items())
-    logger().info("grains: catalogue outcome=%s%s", outcome, more)
+    log = logger().info if outcome == "applied" else logger().warning
+    log("grains: catalogue outcome=%s%s", outcome, more)
 
 
 _waiting_lines = Sparingly(_WAITING_LINES_S)

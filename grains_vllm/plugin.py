@@ -59,12 +59,12 @@ _CORE = "vllm.v1.engine.core"
 _INPUT = "vllm.v1.engine.input_processor"
 _MODELS = "vllm.entrypoints.openai.models.serving"
 _RUNNER = "vllm.v1.worker.gpu_model_runner"
+_RESPONSES = "vllm.entrypoints.openai.responses.protocol"
 _SERVING = "vllm.entrypoints.serve.engine.serving"
 _BEAM = "vllm.entrypoints.generate.beam_search.offline"
 _WORKER = "vllm.v1.worker.worker_base"
 _HASHING = "vllm.v1.core.kv_cache_utils"
 _OUTPUT = "vllm.v1.engine.output_processor"
-_RESPONSES = "vllm.entrypoints.openai.responses.protocol"
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _BLOCKS = "vllm.v1.core.block_pool"  # holds the hashing function under its own name
 
@@ -76,7 +76,7 @@ FLAGS = (
 )
 ENGINE = (
     TouchPoint(_CORE, "EngineCore._initialize_kv_caches", ("vllm_config",)),
-    TouchPoint(_CORE, "EngineCore.__init__", ("vllm_config",)),
+    TouchPoint(_SCHEDULER, "Scheduler.__init__", ("vllm_config",)),
     TouchPoint(_CORE, "EngineCore.preprocess_add_request", ("request",)),
     TouchPoint(_CORE, "EngineCore.collective_rpc", ("method", "timeout", "args", "kwargs")),
     TouchPoint(_SCHEDULER, "Scheduler.add_request", ("request",)),
@@ -118,7 +118,6 @@ FRONT_END = (
     TouchPoint("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.num_output_tokens"),
     TouchPoint("vllm.v1.engine.parallel_sampling", "ParentRequest.n"),
     TouchPoint("vllm.outputs", "RequestOutput"),
-    TouchPoint("vllm.outputs", "RequestOutput.add"),
     TouchPoint("vllm.exceptions", "VLLMValidationError"),
     TouchPoint("vllm.config", "VllmConfig.use_v2_model_runner"),
 )
@@ -199,6 +198,7 @@ def _wrap_engine() -> None:
 
     _wrap_once(_WORKER, "WorkerWrapperBase", worker.WORKER_WRAPPER)
     _wrap_once(_CORE, "EngineCore", {**worker.ENGINE_CORE, **gate.ENGINE_CORE})
+    _wrap_once(_SCHEDULER, "Scheduler", gate.SCHEDULER)
     _wrap_once("vllm.config", "VllmConfig", compile_key.VLLM_CONFIG)
     import_module(_BLOCKS)  # before the name is wrapped that it takes over
     for module in (_HASHING, _BLOCKS):

@@ -15,6 +15,7 @@ from grains_vllm.admin import ADMIN_KEY, GrainsEndpoints
 from grains_vllm.bank import Store
 from grains_vllm.catalogue import Catalogue
 from grains_vllm.errors import GrainsConfigError
+from grains_vllm.positions import Positions
 from grains_vllm.registry import Registry
 from grains_vllm.vectors import ArtifactError
 from tests.tiny import LAYERS, random_vector
@@ -38,9 +39,7 @@ class Engine:
         )
         self.vllm_config = SimpleNamespace(
             additional_config={"grains": catalogue.to_json()},
-            parallel_config=SimpleNamespace(
-                _api_process_count=1, local_engines_only=False, data_parallel_size=ranks
-            ),
+            parallel_config=SimpleNamespace(_api_process_count=1, data_parallel_size=ranks),
             use_v2_model_runner=False,
             cache_config=SimpleNamespace(enable_prefix_caching=True),
         )
@@ -196,7 +195,6 @@ def test_files_that_are_refused(start, more, folder):
     ):
         assert put(client, name="kind", file=file).status_code == 422, file  # FastAPI's own here
     refused(put(client, name="none", file="kind.safetensors"), 422, "'none'")
-    refused(put(client, name="kind", file="kind.safetensors", positions="here"), 422, "positions")
     refused(put(client, name="kind", file="kind.safetensors", layers=[9]), 422, "layers")
     assert names(client) == before
     # Nothing stays open.
@@ -226,12 +224,23 @@ def test_bodies_that_are_refused(start):
         {"name": "kind", "file": "kind.safetensors", "layers": []},
         {"name": "kind", "file": "kind.safetensors", "layers": [-1]},
         {"name": "kind", "file": "kind.safetensors", "scale": "huge"},
+        {"name": "kind", "file": "kind.safetensors", "positions": "here"},
+        {"name": "kind", "file": "kind.safetensors", "positions": "prompt:0"},
         {"name": "kind", "file": "kind.safetensors", "replace": 1},
     ):
         assert put(client, **wish).status_code == 422, wish
     for body in ("", "[]", "nothing", '{"name": "kind", "file": "\\ud800"}', '{"strength": NaN}'):
         answer = client.post("/v1/grains/vectors", content=body)
         assert answer.status_code == 422, body
+
+
+@pytest.mark.parametrize(
+    "positions", ["all", "prompt", "generation:3", "prompt:2+generation", "generation:1+prompt:1"]
+)
+def test_positions(start, positions):
+    answer = put(start(), name="kind", file="kind.safetensors", positions=positions)
+    assert answer.status_code == 201
+    assert answer.json()["positions"] == str(Positions.parse(positions))
 
 
 def test_layers_that_were_not_compiled_in(start):
@@ -337,6 +346,8 @@ def test_workers_that_refuse(start, more):
     second = client.engine.stores[1]
     second._read = lambda entry: (_ for _ in ()).throw(GrainsConfigError("not the file"))
     refused(put(client, name="kind", file="kind.safetensors"), 422, "not the file")
+    # The first rank had it already, and has let go of it.
+    assert client.engine.stores[0]._vectors[random_vector("llama", 7).digest].retired is not None
     assert client.engine.input_processor.grains_registry.snapshot() == before
     assert names(client) == ["polite", "truthful"]
     client.engine.down = True
@@ -385,20 +396,6 @@ def test_kill_switch(start):
     assert not registry.snapshot().enabled
     assert client.post("/v1/grains/enable").json() == {"enabled": True}
     assert registry.snapshot().enabled
-
-
-def test_one_rank_behind_a_load_balancer(start, catalogue, more):
-    def engine(**top):
-        found = Engine(catalogue(VECTORS, **top))
-        found.vllm_config.parallel_config.local_engines_only = True
-        return found
-
-    with pytest.raises(GrainsConfigError, match="--data-parallel-external-lb"):
-        start.serve(engine(admin={"folder": "allowed"}), ("tiny",), None)
-    client = start.serve(engine(), ("tiny",), None)
-    assert names(client) == ["polite", "truthful"]
-    refused(client.post("/v1/grains/disable"), 409, "GRAINS_DISABLE=1")
-    assert client.engine.input_processor.grains_registry.snapshot().enabled
 
 
 def test_a_server_without_grains(start, catalogue):

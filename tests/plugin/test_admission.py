@@ -5,6 +5,8 @@ import argparse
 import pytest
 
 from grains_vllm import plugin
+from grains_vllm.admission import require_engine
+from grains_vllm.catalogue import catalogue_of
 from grains_vllm.errors import GrainsConfigError
 from tests.tiny import save_world
 
@@ -60,21 +62,53 @@ def test_engine_args_stay_as_the_user_wrote_them(world, vllm_config):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
-         "cannot be used with --speculative-config"),
-        ({"enable_lora": True}, "cannot be used with --enable-lora"),
+        ({"speculative_config": {"method": "ngram_gpu", "num_speculative_tokens": 2}},
+         "--speculative-config of a method other than ngram and draft_model"),
         ({"model_impl": "transformers"}, "cannot be used with --model-impl transformers"),
         ({"kv_sharing_fast_prefill": True}, "cannot be used with --kv-sharing-fast-prefill"),
-        ({"data_parallel_size": 2}, "cannot be used with --data-parallel-size"),
         ({"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
          "cannot be used with --kv-transfer-config"),
-        ({"pipeline_parallel_size": 2}, "cannot be used with --pipeline-parallel-size"),
         ({"runner": "pooling"}, "cannot be used with a model that does not generate"),
+        ({"data_parallel_size": 2, "data_parallel_size_local": 1},
+         "data-parallel ranks behind several servers or on several machines"),
     ],
 )  # fmt: skip
 def test_refuses(vllm_config, more, message):
     with pytest.raises(GrainsConfigError) as error:
         vllm_config(**more)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+        {"enable_lora": True},
+        {"data_parallel_size": 2},
+        {"pipeline_parallel_size": 2},
+        {"tensor_parallel_size": 2},
+    ],
+)
+def test_admits_what_the_engine_tests_prove(vllm_config, more):
+    assert vllm_config(**more).additional_config["grains"]["resolved"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        # CPUs never schedule asynchronously, cannot sleep, and the tiny models are text alone.
+        (("scheduler_config", "async_scheduling"), True, "add --no-async-scheduling"),
+        (("model_config", "enable_sleep_mode"), True, "cannot be used with --enable-sleep-mode"),
+        (("model_config", "multimodal_config"), object(), "cannot be used with a multimodal model"),
+    ],
+)
+def test_refuses_what_a_cpu_cannot_be_asked_for(vllm_config, world, place, value, message):
+    found = vllm_config(
+        speculative_config={"method": "ngram", "num_speculative_tokens": 2}
+    )  # admitted so far
+    setattr(getattr(found, place[0]), place[1], value)
+    with pytest.raises(GrainsConfigError) as error:
+        require_engine(found, catalogue_of(found))
     assert message in str(error.value)
 
 

@@ -71,7 +71,6 @@ assert state() == once
 plugin.unregister()
 assert state() == before
 print(changed)
-print("restored")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -85,6 +84,8 @@ print("restored")
         "OutputProcessor",
         "RequestOutput",
         "RequestState",
+        "ResponsesResponse",
+        "Scheduler",
         "VllmConfig",
         "WorkerWrapperBase",
         "vllm.v1.core.block_pool",

@@ -268,7 +268,7 @@ STREAM = [
 BODY = {"choices": [{"text": "é", "finish_reason": "stop"}], "usage": {"prompt_tokens": 5}}
 RECEIPTS = Middleware(ReceiptMiddleware)
 GZIP = Middleware(GZipMiddleware, minimum_size=0)
-PATHS = ["/json", "/stream", "/text", "/refused", "/list", "/background"]
+PATHS = ["/json", "/stream", "/text", "/refused", "/list", "/background", "/encoded"]
 
 
 async def work(request, length=4):
@@ -308,6 +308,12 @@ async def listing(request):
     return JSONResponse([1, 2])
 
 
+async def encoded(request):
+    """In an encoding that nobody here knows."""
+    (await work(request)).end("0")
+    return JSONResponse(BODY, headers={"content-encoding": "unknown"})
+
+
 async def stream(request):
     async def events():
         first, second = await work(request), await work(request, 2)
@@ -323,7 +329,7 @@ async def stream(request):
 
 
 def app(*middleware):
-    endpoints = (json_endpoint, stream, text, refused, listing, background)
+    endpoints = (json_endpoint, stream, text, refused, listing, background, encoded)
     routes = [Route(path, endpoint) for path, endpoint in zip(PATHS, endpoints, strict=True)]
     return Starlette(routes=routes, middleware=list(middleware))
 
@@ -352,7 +358,7 @@ def test_without_steering_no_byte_changes(path):
     assert plain.content == watched.content and plain.headers == watched.headers
 
 
-@pytest.mark.parametrize("path", ["/text", "/refused", "/list", "/background"])
+@pytest.mark.parametrize("path", ["/text", "/refused", "/list", "/background", "/encoded"])
 def test_other_responses_are_left_alone(path):
     plain, watched = (
         get(app(*kinds), path + query) for kinds, query in (([], "?plain"), ([RECEIPTS], ""))
