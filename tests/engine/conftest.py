@@ -50,26 +50,26 @@ def engine(worlds: Path) -> Callable[..., Answers]:
             "batches": batches,
         }
         stem = worlds / f"{model}-{mode}-{dtype}-{'grains' if grains else 'plain'}"
-        stem.with_suffix(".job.json").write_text(json.dumps(job))
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "tests.engine.engine_process",
-                str(stem.with_suffix(".job.json")),
-                str(stem.with_suffix(".result.json")),
-            ],
-            cwd=ROOT,
-            # The yardstick is a vLLM that has not even loaded the plugin.
-            env=os.environ if grains else {**os.environ, "VLLM_PLUGINS": "none"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-        results: Answers = json.loads(stem.with_suffix(".result.json").read_text())
-        return results
+        # The yardstick is a vLLM that has not even loaded the plugin.
+        return run_job(stem, job, {} if grains else {"VLLM_PLUGINS": "none"})
 
     return run
+
+
+def run_job(stem: Path, job: dict[str, Any], environment: dict[str, str] | None = None) -> Answers:
+    """Runs an engine process (engine_process.py) on STEM.job.json; returns its result."""
+    asked, answered = stem.with_suffix(".job.json"), stem.with_suffix(".result.json")
+    asked.write_text(json.dumps(job))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.engine_process", str(asked), str(answered)],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    results: Answers = json.loads(answered.read_text())
+    return results
 
 
 def _plain(batch: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def main(job_path: str, result_path: str) -> None:
                 )
             ],
             "cached": output.num_cached_tokens,
+            "receipt": getattr(output, "grains", None),
         }
 
     result: dict[str, Any] = {}
@@ -84,6 +85,10 @@ def main(job_path: str, result_path: str) -> None:
             result[name] = {"error": str(error)}
         else:
             result[name] = {"answers": [answer(output) for output in outputs]}
+    if not job["engine"].get("disable_log_stats", True):
+        result["metrics"] = {
+            metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")
+        }
     assert compilation_counter.num_graphs_seen == graphs, "a request made vLLM compile again"
     Path(result_path).write_text(json.dumps(result))
 

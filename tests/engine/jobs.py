@@ -61,6 +61,25 @@ REFUSED = {
     "off with a strength": {"steering": "none", "steering_strength": 0.5},
 }
 
+# Together they need about three times the KV cache that CROWDED_BLOCKS leaves, and more slots than
+# there are: some wait, some are thrown out in the middle of their answer and computed again.
+CROWDED_BLOCKS = 14
+CROWDED = [
+    {"prompt": prompt(seed, 40), "extra_args": args, "max_tokens": 80}
+    for seed, args in enumerate(
+        [
+            {"steering": "a", "steering_positions": "generation:30"},
+            {"steering": "a=-0.4", "steering_positions": "prompt"},
+            None,
+            {"steering": "b=1", "steering_positions": "prompt:1+generation"},
+            {"steering": "c=0.3,d", "steering_positions": "generation"},
+            {"steering": "a", "steering_layers": [2]},
+            {"steering": "a=0.6", "steering_positions": "generation:60"},
+            {"steering": "d"},
+        ]
+    )
+]
+
 JOBS: dict[str, Any] = {
     "alone": {"requests": [request(0)]},
     "eight": {

@@ -33,19 +33,35 @@ def token_logprobs(
     name: str, prompt: list[int], generated: list[int], extra_args: dict[str, Any] | None
 ) -> torch.Tensor:
     """log p of each token after the first given those before it, [tokens - 1]."""
-    model = build_model(name)
-    tokens = torch.tensor([prompt + generated])
+    logits = token_logits(name, build_model(name), prompt + generated, len(prompt), extra_args)
+    return chosen_logprobs(logits, prompt + generated)
+
+
+def chosen_logprobs(logits: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    """log p of each of `tokens` after the first, from the logits [tokens - 1, vocabulary]."""
+    return logits.log_softmax(-1).gather(1, torch.tensor(tokens)[1:, None])[:, 0]
+
+
+def token_logits(
+    name: str, model: Any, ids: list[int], border: int, extra_args: dict[str, Any] | None
+) -> torch.Tensor:
+    """What a model of the kind `name` says after each of `ids` but the last, [tokens - 1, vocab].
+
+    Args:
+        border: how many of `ids` are prompt.
+    """
+    tokens = torch.tensor([ids])
     with ExitStack() as stack, torch.no_grad():
         if extra_args:
-            terms = _terms(name, len(prompt), tokens.shape[1], extra_args)
+            terms = _terms(name, border, tokens.shape[1], extra_args)
             blocks = model.model.layers if name == "llama" else model.transformer.h
             for layer, block in enumerate(blocks):
                 here = [term for term in terms if layer in term.layers]
                 if here:
                     handle = block.register_forward_hook(_shift(here, layer))
                     stack.callback(handle.remove)
-        logits = model(tokens).logits[0, :-1]
-    return logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+        logits: torch.Tensor = model(tokens).logits[0, :-1]
+    return logits
 
 
 def _terms(name: str, border: int, length: int, extra_args: dict[str, Any]) -> list[_Term]:
