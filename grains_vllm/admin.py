@@ -18,7 +18,6 @@ from grains_vllm.capabilities import Capabilities, capabilities
 from grains_vllm.catalogue import Catalogue, VectorEntry
 from grains_vllm.changes import Changes, Refusal
 from grains_vllm.checks import MAX_STRENGTH, short
-from grains_vllm.config import SCALES
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.folder import NAME
 from grains_vllm.log_lines import logger
@@ -117,9 +116,6 @@ class NewVector(BaseModel):
     scale: Literal["relative", "absolute"] | None = None
     description: str | None = Field(None, max_length=4096)
     replace: bool = False
-
-
-assert NewVector.model_fields["scale"].annotation == Literal[SCALES] | None
 
 
 @dataclass(frozen=True)

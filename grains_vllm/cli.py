@@ -53,13 +53,16 @@ def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
         if path and not enabled:
             raise GrainsConfigError("--grains-config was given without --enable-grains")
         if enabled:
-            additional = engine_args.additional_config or {}
-            if KEY in additional:
+            additional, mine = engine_args.additional_config or {}, {"config": path}
+            if additional.get(KEY, mine) != mine:
                 raise GrainsConfigError(
                     f"--grains-config and --additional-config's {KEY!r} are two catalogues; "
                     "give one of them"
                 )
-            engine_args.additional_config = {**additional, KEY: {"config": path}}
+            engine_args.additional_config = {**additional, KEY: mine}
+            # The API servers of --api-server-count get these arguments, and make engine arguments
+            # of them before their process has loaded any plugin.
+            args.additional_config = engine_args.additional_config
             if hasattr(args, "middleware"):  # only servers have it
                 missing = [name for name in MIDDLEWARE if name not in args.middleware]
                 # First is innermost: receipts are written before anything is compressed.

@@ -48,7 +48,7 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
 
         try:
             asked = getattr(params, "extra_args", None)
-            choice = select(asked, state.catalogue, state.enabled, identity=request_id)
+            choice = select(asked, state.catalogue, state.enabled, _identity(request_id))
             request = original(self, request_id, prompt, params, *args, **kwargs)
             _write(request, choice)
         except SelectionError as error:
@@ -57,6 +57,11 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
         return request
 
     return process_inputs
+
+
+def _identity(request_id: str) -> str:
+    """The HTTP request's id: /v1/completions numbers its prompts, which belong on one side."""
+    return request_id.rpartition("-")[0] if request_id.startswith("cmpl-") else request_id
 
 
 def _write(request: Any, choice: Choice) -> None:

@@ -7,7 +7,6 @@ HTTP request (background, store); those carry the receipt themselves.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
@@ -15,11 +14,9 @@ from typing import Any
 from grains_vllm.receipts import Receipt, collected, combined
 
 KEY = "grains"
-# What an event that ends an answer looks like, before anything is parsed. Quotes within a string
-# are escaped, so that no text of a model looks like this.
-_ENDS = re.compile(
-    rb'"finish_reason": ?"|^event: message_delta\n|"type": ?"message-end"', re.MULTILINE
-)
+# What events that end an answer look like, before anything is parsed: OpenAI's, Anthropic's and
+# Cohere's. Quotes within a string are escaped, so that no text of a model looks like this.
+_ENDS = (b'"finish_reason":"', b"event: message_delta\n", b'"type":"message-end"')
 
 
 class ReceiptMiddleware:
@@ -63,8 +60,10 @@ class _Response:
                 if message.get("more_body"):
                     return
                 message = await self._release(self._held)
-            elif self._kind == "text/event-stream" and _ENDS.search(message.get("body", b"")):
-                message = {**message, "body": self._stamp(message["body"])}
+            elif self._kind == "text/event-stream":
+                body = message.get("body", b"")
+                if any(mark in body for mark in _ENDS):
+                    message = {**message, "body": self._stamp(body)}
         await self._send(message)
 
     async def _release(self, start: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +106,7 @@ class _Response:
 
 
 def _ends_an_answer(event: dict[str, Any]) -> bool:
-    if event.get("type") in ("message_delta", "message-end"):  # Anthropic's, Cohere's
+    if event.get("type") in ("message_delta", "message-end"):
         return True
     return any(choice.get("finish_reason") for choice in event.get("choices") or ())
 

@@ -7,6 +7,7 @@ from offline.commands.evaluate import evaluate
 from offline.commands.extract import extract
 from offline.commands.report import report
 from offline.commands.sweep import sweep
+from offline.commands.verify import verify
 
 app = typer.Typer(
     name="grains",
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.command()(extract)
 app.command()(sweep)
 app.command()(evaluate)
+app.command()(verify)
 app.command()(report)
 app.command()(vectors.inspect)
 app.command("import")(vectors.import_)

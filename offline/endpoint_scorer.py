@@ -52,7 +52,7 @@ class EndpointScorer:
             model, border = self.base_model, False
             xargs: dict[str, Any] = UNSTEERED
             if point is not None:
-                model, border = self._model(point), point.positions != "all"
+                model, border = self._model(point), point.needs_border
                 xargs = {
                     "steering_strength": point.strength,
                     "steering_positions": point.positions,

@@ -82,7 +82,7 @@ class EngineScorer:
             except (ValueError, TypeError, RuntimeError) as error:
                 raise InputError(f"--backend vllm: the engine does not start: {error}") from error
         # A vLLM that has not loaded the plugin would take the fields of requests and ignore them.
-        if self.names and getattr(llm.llm_engine.input_processor, "grains_catalogue", None) is None:
+        if self.names and getattr(llm.llm_engine.input_processor, "grains_registry", None) is None:
             raise InputError("--backend vllm: vLLM has not loaded the plugin; see VLLM_PLUGINS")
         self._llm = llm
         config = self._llm.llm_engine.vllm_config
@@ -163,7 +163,7 @@ class EngineScorer:
                 "steering_strength": point.strength,
                 "steering_positions": point.positions,
             }
-            if point.positions != "all":
+            if point.needs_border:
                 steering["steering_prompt_tokens"] = len(item.prompt_ids)
         return SamplingParams(
             max_tokens=1, temperature=0, detokenize=False, prompt_logprobs=0, flat_logprobs=True,

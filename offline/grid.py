@@ -3,12 +3,12 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
-from grains_vllm.config import MAX_STRENGTH
+from grains_vllm.checks import MAX_STRENGTH
+from grains_vllm.positions import Positions, PositionsError
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
-from offline.scoring import Point, Positions
+from offline.scoring import Point
 
 LAYERS, POSITIONS = "single;all", "all"
 STRENGTHS = "0.05,0.1,0.15,0.2,0.25,0.3,0.4,0.5,0.6,0.8"
@@ -104,13 +104,12 @@ def parse_strengths(text: str) -> list[float]:
     return list(dict.fromkeys(values))
 
 
-def parse_positions(text: str) -> list[Positions]:
-    """Reads `all,prompt,generation` or some of them."""
-    places: list[Positions] = []
-    for part in (part.strip() for part in text.split(",")):
-        found: list[Positions] = [place for place in get_args(Positions) if place == part]
-        if not found:
-            allowed = ", ".join(get_args(Positions))
-            raise InputError(f"--positions is '{text}', expected some of {allowed}")
-        places += found
+def parse_positions(text: str) -> list[str]:
+    """Reads positions with commas between them, such as `all,prompt:1+generation`."""
+    places = []
+    for part in text.split(","):
+        try:
+            places.append(str(Positions.parse(part.strip())))
+        except PositionsError as error:
+            raise InputError(f"--positions is '{text}': {error}") from None
     return list(dict.fromkeys(places))

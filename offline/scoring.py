@@ -7,11 +7,10 @@ at points (a transformers model, a vLLM engine, a server) is a Scorer, and all o
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from grains_vllm.positions import Positions
 from offline.prompts import TokenPair
-
-Positions = Literal["all", "prompt", "generation"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,26 @@ class ItemScore:
 
 @dataclass(frozen=True)
 class Point:
-    """One way of steering; `vector` is the name under which the scorer knows it."""
+    """One way of steering.
+
+    Attributes:
+        vector: the name under which the scorer knows it.
+        positions: a text that grains_vllm.positions reads, such as `prompt:1+generation`.
+    """
 
     vector: str
     layers: tuple[int, ...]
     strength: float
-    positions: Positions = "all"
+    positions: str = "all"
+
+    @property
+    def needs_border(self) -> bool:
+        """Whether it matters where the answer begins: prompt and answer are not steered alike.
+
+        Raises:
+            PositionsError: `positions` cannot be read.
+        """
+        return str(Positions.parse(self.positions)) != "all"
 
 
 class Scorer(Protocol):

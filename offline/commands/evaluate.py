@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
+from grains_vllm.positions import Positions, PositionsError
 from grains_vllm.vectors import SteeringVector, write_aside
 from offline.console import (
     Force,
     Json,
     input_errors,
     progress,
-    require_choice,
     require_different,
     require_writable,
     stderr,
@@ -50,7 +50,7 @@ def evaluate(
         str | None, typer.Option(help="Without --url; such as 8-15,20, of every vector.")
     ] = None,
     positions: Annotated[
-        str | None, typer.Option(help="Without --url; all, prompt or generation.")
+        str | None, typer.Option(help="Without --url; all, generation, prompt:1+generation, ...")
     ] = None,
     serve_args: Annotated[
         str, typer.Option(help="Without --url; more flags for vllm serve, in one text.")
@@ -217,7 +217,10 @@ def _require_target(
     if strength is not None and not math.isfinite(strength):
         raise InputError(f"--strength is {strength}, expected a finite number")
     if positions is not None:
-        require_choice("--positions", positions, ("all", "prompt", "generation"))
+        try:
+            Positions.parse(positions)
+        except PositionsError as error:
+            raise InputError(f"--positions is '{positions}': {error}") from None
 
 
 def _named_files(values: Many) -> dict[str, str]:

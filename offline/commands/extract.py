@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grains_vllm.config import MAX_STRENGTH
+from grains_vllm.checks import MAX_STRENGTH
 from grains_vllm.vectors import write_aside
 from offline.console import (
     Force,

@@ -43,7 +43,9 @@ def sweep(
         str, typer.Option(help="single, all, ranges, ranges:4, lists (8-15,20); joined by ';'.")
     ] = grid.LAYERS,
     strengths: Annotated[str, typer.Option(help="Numbers with commas.")] = grid.STRENGTHS,
-    positions: Annotated[str, typer.Option(help="Of all,prompt,generation.")] = grid.POSITIONS,
+    positions: Annotated[
+        str, typer.Option(help="With commas, such as all,generation,prompt:1+generation.")
+    ] = grid.POSITIONS,
     metric: Annotated[str, typer.Option(help="accuracy, exact or margin.")] = "accuracy",
     min_controls: Annotated[
         float | None, typer.Option(help="Least share of controls kept (0.95).")

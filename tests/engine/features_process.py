@@ -21,7 +21,6 @@ os.environ.update(
 
 def main(job_path: str, result_path: str) -> None:
     from vllm import LLM, SamplingParams
-    from vllm.exceptions import VLLMValidationError
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
@@ -87,15 +86,12 @@ def main(job_path: str, result_path: str) -> None:
                     for one in beams
                 ]
             }
-        try:
-            outputs = llm.generate(
-                prompts,
-                [params(request) for request in requests],
-                lora_request=[lora(request) for request in requests],
-                use_tqdm=False,
-            )
-        except VLLMValidationError as error:
-            return {"error": str(error)}
+        outputs = llm.generate(
+            prompts,
+            [params(request) for request in requests],
+            lora_request=[lora(request) for request in requests],
+            use_tqdm=False,
+        )
         return {"answers": [answer(output) for output in outputs]}
 
     result = {name: run(step) for name, step in job["steps"].items()}

@@ -33,7 +33,7 @@ STEERINGS = [
     None,
     {"steering": "d"},
     {"steering": "a=0.25", "steering_positions": "generation:4"},
-    {"steering": "a=-0.3,b=1.5", "steering_layers": [1, 2]},
+    {"steering": "a=-0.3,b=1.5", "steering_layers": 1},
     {"steering": "a=2", "steering_positions": "prompt:3+generation"},
 ]
 REGEX, LETTERS = "[a-d]{6}", [2 + ord(letter) - ord("!") for letter in "abcd"]

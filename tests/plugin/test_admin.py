@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from grains_vllm.admin import ADMIN_KEY, GrainsEndpoints
 from grains_vllm.bank import Store
 from grains_vllm.catalogue import Catalogue
+from grains_vllm.config import SCALES
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.positions import Positions
 from grains_vllm.registry import Registry
@@ -232,6 +233,12 @@ def test_bodies_that_are_refused(start):
     for body in ("", "[]", "nothing", '{"name": "kind", "file": "\\ud800"}', '{"strength": NaN}'):
         answer = client.post("/v1/grains/vectors", content=body)
         assert answer.status_code == 422, body
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_scales(start, scale):
+    answer = put(start(), name="kind", file="kind.safetensors", scale=scale)
+    assert answer.json()["scale"] == scale
 
 
 @pytest.mark.parametrize(

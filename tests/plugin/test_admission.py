@@ -136,6 +136,21 @@ def test_refuses_two_catalogues(vllm_config, world):
         EngineArgs.from_cli_args(args)
 
 
+def test_api_servers_find_the_catalogue_before_they_load_plugins(vllm_config, world):
+    """As --api-server-count starts them: the parent's arguments, in a process without wrappers."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    path = str(world / "llama.yaml")
+    flags = ["--model", str(world / "llama"), "--enable-grains", "--grains-config", path]
+    args = parser.parse_args(flags)
+    for _ in range(2):
+        EngineArgs.from_cli_args(args)
+    plugin.unregister()
+    assert EngineArgs.from_cli_args(args).additional_config == {"grains": {"config": path}}
+
+
 def test_refuses_the_v2_runner_when_the_operator_insists(vllm_config, monkeypatch):
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     with pytest.raises(GrainsConfigError, match="set VLLM_USE_V2_MODEL_RUNNER=0"):

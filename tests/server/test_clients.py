@@ -6,8 +6,10 @@ transformers and hooks.
 
 import asyncio
 import json
+import re
 import subprocess
 
+import httpx
 import openai
 import pytest
 import torch
@@ -179,17 +181,6 @@ def test_the_async_client_asks_all_of_it_at_once(server, expected, prompts):
         assert found == pytest.approx(expected[case[:2]], abs=TOLERANCE), case
 
 
-def test_the_clients_own_stream_helper(server, expected, prompts):
-    """It puts an answer together from its pieces, also where they hold keys it does not know."""
-    body = {**_body("chat", "alias", prompts), "extra_body": {}}
-    with server.client.chat.completions.stream(**body) as stream:
-        events = list(stream)
-        whole = stream.get_final_completion()
-    found = _chat_logprobs(whole)
-    assert events and len(found) > 2
-    assert found == pytest.approx(expected["alias", "chat"][: len(found)], abs=TOLERANCE)
-
-
 def test_an_async_error_is_the_clients_own_exception(server):
     async def ask():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
@@ -233,8 +224,16 @@ def bench(server, tmp_path_factory):
     return run
 
 
-def test_vllm_bench_measures_steered_requests(bench):
+def _counted(server):
+    """How many requests the server has steered with `truthful`."""
+    text = httpx.get(f"{server.url}/metrics", timeout=30).text
+    found = re.findall(r'^grains:requests_total\{.*vector="truthful".*\} (.*)$', text, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def test_vllm_bench_measures_steered_requests(server, bench):
     """The same prompts each time: what the answers say tells how they were steered."""
+    before = _counted(server)
     plain = bench("--model", "tiny")["generated_texts"]
     alias = bench("--model", "tiny:truthful")["generated_texts"]
     fields = {"vllm_xargs": {"steering": "truthful", "steering_strength": 0.5}}
@@ -245,3 +244,4 @@ def test_vllm_bench_measures_steered_requests(bench):
     modules = ("--lora-modules", "tiny:truthful", "tiny", "--lora-assignment", "round-robin")
     mixed = bench("--model", "tiny", *modules)["generated_texts"]
     assert mixed == [(plain if n % 2 else alias)[n] for n in range(PROMPTS)]
+    assert _counted(server) - before == 2.5 * PROMPTS

@@ -32,7 +32,13 @@ from tests.offline.worlds import write_jsonl
 
 pytestmark = pytest.mark.engine
 
-VECTORS = {"truthful": (0, "all"), "later": (1, "generation"), "earlier": (1, "prompt")}
+WINDOW = "prompt:1+generation"
+VECTORS = {
+    "truthful": (0, "all"),
+    "later": (1, "generation"),
+    "earlier": (1, "prompt"),
+    "window": (1, WINDOW),
+}
 STEERED = [part for name in VECTORS for part in ("--steered", f"tiny:{name}")]
 FLAGS = ["--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--block-size", "32"]
 # One request's log-likelihood is a sum of up to 30 tokens' of float32.
@@ -45,9 +51,11 @@ def world(tmp_path_factory):
     model = save_model(folder / "tiny")
     entries = {}
     for name, (seed, positions) in VECTORS.items():
-        random_vector(seed).save(folder / f"{name}.safetensors")
         path = str(folder / f"{name}.safetensors")
         entries[name] = {"path": path, "strength": STRENGTH, "positions": positions}
+        if positions == WINDOW:  # served as the artifact recommends it
+            del entries[name]["positions"]
+        random_vector(seed, recommended={"positions": positions}).save(path)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -106,6 +114,7 @@ def reference(setting, prompt, answer):
                 "all": columns >= 0,
                 "prompt": columns < len(prompt),
                 "generation": columns >= len(prompt),
+                WINDOW: columns >= len(prompt) - 1,
             }[positions]
             for layer in range(LAYERS):
                 added = STRENGTH * REFERENCE_NORM * random_vector(seed).directions[layer].double()
@@ -196,6 +205,8 @@ def test_endpoint_scorer_agrees_with_transformers(world):
         Point("truthful", layers, 0.3, "prompt"),
         Point("later", layers, -0.7, "generation"),
         Point("later", layers, -0.7, "all"),
+        Point("later", layers, -0.7, WINDOW),
+        Point("later", layers, -0.7, "prompt:2+generation:1"),
     ]
     aliases = {(name, layers): f"tiny:{name}" for name in ("truthful", "later")}
     served = dict(EndpointScorer(world.url, aliases, "tiny").score(items, points))
@@ -400,7 +411,7 @@ def test_what_is_not_served_is_named(world, tmp_path):
 
     text = tmp_path / "text.txt"
     text.write_text("The moon is blue.\n")
-    assert "serves tiny, tiny:earlier, tiny:later, tiny:truthful" in refused(
+    assert "serves tiny, tiny:earlier, tiny:later, tiny:truthful, tiny:window" in refused(
         "--model", "tiny", "--steered", "tiny:nobody"
     )
     from tests.offline.worlds import build_tokenizer as word_tokenizer

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from grains_vllm import metrics_http
 from tests.server.serving import MODEL, serve
+from tests.tiny import save_world
 
 pytestmark = pytest.mark.engine
 
@@ -81,19 +82,19 @@ def test_refusals_are_logged_in_one_line(server):
     assert any("field=steering_positions" in line and "INFO" in line for line in lines)
 
 
-def test_several_api_servers_are_one_deployment(server, tmp_path):
-    catalogue = server.log.with_suffix(".yaml")
-    two = tmp_path / "steering.yaml"
-    text = catalogue.read_text()
-    two.write_text(text.replace("path: ", f"path: {catalogue.parent}/"))
-    with serve(MODEL, two, "--api-server-count", "2") as deployment:
+def test_several_api_servers_are_one_deployment(tmp_path):
+    catalogue = save_world(tmp_path, "llama")
+    flags = ("--tokenizer", str(MODEL), "--api-server-count", "2")
+    with serve(tmp_path / "llama", catalogue, *flags) as deployment:
         for _ in range(12):
             # A connection each, so that both processes get some.
-            with httpx.Client(base_url=deployment.url, timeout=60) as client:
-                body = {"model": "tiny:truthful", "prompt": PROMPT, "max_tokens": 2}
-                client.post("/v1/completions", json=body).raise_for_status()
+            body = {"model": "tiny:a", "prompt": [5, 6, 7, 8], "max_tokens": 2}
+            answer = httpx.post(f"{deployment.url}/v1/completions", json=body, timeout=60)
+            assert answer.raise_for_status().json()["grains"]["steered"]
         for _ in range(4):
             seen = scrape(deployment.url)
-            assert seen["grains:requests_total", "request", "truthful"] == 12
-            assert seen["grains:vectors_resident",] == 1
-            assert seen["grains:loads",] == 1
+            assert seen["grains:requests_total", "a", "request"] == 12
+            assert seen["grains:steered_prompt_tokens_total", "a"] == 12 * 4
+            assert seen["grains:vectors_resident",] >= 1
+            assert seen["grains:loads",] == seen["grains:vectors_resident",]
+            assert seen["grains:steered_tokens",] == 12 * 4 + 12

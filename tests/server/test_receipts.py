@@ -197,27 +197,13 @@ def test_anthropic_messages(server):
     assert receipt(plain) is None
 
 
-def test_endpoints_without_a_client(server):
+def test_a_batch_of_chats(server):
     batch = httpx.post(
         f"{server.url}/v1/chat/completions/batch",
         json={"model": "tiny", "messages": [MESSAGES] * 3, "max_tokens": 5, **STEERED},
         timeout=60,
     ).json()
     assert counts(batch["grains"]) == (batch["usage"]["prompt_tokens"], 3 * 4)
-    generate = httpx.post(
-        f"{server.url}/inference/v1/generate",
-        json={
-            "model": "tiny",
-            "token_ids": list(range(5, 25)),
-            "sampling_params": {
-                "max_tokens": 5,
-                "ignore_eos": True,
-                "extra_args": {"steering": "truthful"},
-            },
-        },
-        timeout=60,
-    ).json()
-    assert counts(generate["grains"]) == (20, 4)
 
 
 def test_the_workers_count_the_same(server):

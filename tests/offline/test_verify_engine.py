@@ -1,0 +1,67 @@
+"""`grains verify --model`: an engine of one's own, whole and with a broken formula."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_world
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
+COMMAND = """
+import sys
+from offline.cli import app
+{more}
+app(sys.argv[1:])
+"""
+# The norm is not restored.
+BREAK = """
+from grains_vllm import layers
+layers.shift = lambda stream, delta: stream.float() + delta.float()
+"""
+
+
+def verify(folder, more="", *arguments):
+    """Exit code, report and output of one run."""
+    report = folder / "report.json"
+    arguments = (
+        *("verify", "--model", folder / "llama", "--config", folder / "llama.yaml"),
+        *("--engine-args", '{"dtype": "float32"}', "--json", report, "--force", *arguments),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND.format(more=more), *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert report.exists(), done.stdout[-3000:] + done.stderr[-5000:]
+    return done.returncode, json.loads(report.read_text()), done.stdout
+
+
+def test_an_engine_passes_and_equals_transformers(tmp_path):
+    save_world(tmp_path, "llama")
+    file = tmp_path / "llama_a.safetensors"
+    code, report, output = verify(tmp_path, "", "--vector", f"a={file}", "--vector", "d")
+    assert code == 0, output
+    checks = {(check["check"], check["vector"]): check["verdict"] for check in report["checks"]}
+    assert set(checks.values()) == {"passed"}, output
+    assert ("transformers: as configured", "a") in checks
+    assert ("transformers: two vectors", "a+d") in checks
+    assert ("the receipt is right", "d") in checks
+    assert ("cached tokens tell steerings apart", "a") in checks
+
+
+def test_a_wrong_formula_is_found(tmp_path):
+    save_world(tmp_path, "llama")
+    code, report, output = verify(tmp_path, BREAK, "--vector", "a")
+    assert code == 1, output
+    checks = {check["check"]: check["verdict"] for check in report["checks"]}
+    assert checks["transformers: plain"] == "passed"
+    assert checks["transformers: as configured"] == "failed"
+    assert checks["transformers: -s, all"] == "failed"
