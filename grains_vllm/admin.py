@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from grains_vllm.capabilities import Capabilities, capabilities
 from grains_vllm.catalogue import Catalogue, VectorEntry
@@ -47,6 +47,12 @@ class ErrorBody(BaseModel):
     """An error in the shape that OpenAI clients know."""
 
     error: ErrorInfo
+
+
+class Unreadable(BaseModel):
+    """What FastAPI says of a body that it cannot decode."""
+
+    detail: str
 
 
 class Vector(BaseModel):
@@ -101,17 +107,24 @@ _PROMPT, _GENERATION = (rf"{part}(:[1-9][0-9]{{0,8}})?" for part in ("prompt", "
 _POSITIONS = rf"^(all|{_PROMPT}(\+{_GENERATION})?|{_GENERATION}(\+{_PROMPT})?)$"
 
 
+# To JSON, 2.0 is a whole number too.
+_Layer = Annotated[
+    int,
+    Field(ge=0, le=100_000),
+    BeforeValidator(lambda n: int(n) if type(n) is float and n.is_integer() else n),
+]
+
+
 class NewVector(BaseModel):
     """A vector to add; what is left out is what the artifact recommends, as in the YAML."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str = Field(pattern=r"^[^\s=,:/]{1,128}$")
+    # Letters and digits of all languages, and ASCII without space, ',', '/', ':' and '='.
+    name: str = Field(pattern=r"^[\w!-+\-.;<>-~]{1,128}$")
     file: str = Field(pattern=NAME, description="bare name of a file in admin.folder")
     strength: float | None = Field(None, ge=-MAX_STRENGTH, le=MAX_STRENGTH, allow_inf_nan=False)
-    layers: list[Annotated[int, Field(ge=0, le=100_000)]] | None = Field(
-        None, min_length=1, max_length=10_000
-    )
+    layers: list[_Layer] | None = Field(None, min_length=1, max_length=10_000)
     positions: str | None = Field(None, pattern=_POSITIONS, description=ALLOWED)
     scale: Literal["relative", "absolute"] | None = None
     description: str | None = Field(None, max_length=4096)
@@ -196,7 +209,9 @@ def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     # 401 may also be vLLM's own, for --api-key, which has another shape.
     documented: dict[int | str, dict[str, Any]] = {401: {"description": "a key is missing"}}
     for status in sorted({404, *statuses}):
-        documented[status] = {"model": ErrorBody, "description": _TYPES[status]}
+        # FastAPI's own shape is for a body that is not even text.
+        model = ErrorBody | Unreadable if status == 400 else ErrorBody
+        documented[status] = {"model": model, "description": _TYPES[status]}
     return documented
 
 

@@ -151,7 +151,8 @@ def _resolve_alias(request: Any, base_models: list[Any], catalogue: Catalogue) -
     if not _carries_xargs(request):
         raise SelectionError(f"model: the alias {model!r} cannot be used at this endpoint")
     xargs = dict(getattr(request, "vllm_xargs", None) or {})
-    if str(xargs.setdefault("steering", name)).partition("=")[0].strip() != name:
+    parts = str(xargs.setdefault("steering", name)).split(",")
+    if name not in (part.partition("=")[0].strip() for part in parts):
         raise SelectionError(
             f"steering: {short(xargs['steering'])} contradicts the model alias {model!r}"
         )

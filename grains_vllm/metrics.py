@@ -56,11 +56,11 @@ class _Metrics:
     # Counter.labels() costs more than an increment; there are only so many vectors and sources.
     children: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
-    def child(self, counter: "Counter", *labels: str) -> Any:
-        key = (counter, *labels)
+    def child(self, metric: "Counter | Gauge", *labels: str) -> Any:
+        key = (metric, *labels)
         found = self.children.get(key)
         if found is None:
-            found = self.children[key] = counter.labels(*labels)
+            found = self.children[key] = metric.labels(*labels)
         return found
 
 
@@ -90,7 +90,7 @@ def _metrics() -> _Metrics:
             "worker_stats_failures", "Scrapes that the workers did not answer (in time)."
         ),
         workers={
-            key: Gauge(f"grains:{name}", text, multiprocess_mode="mostrecent")
+            key: Gauge(f"grains:{name}", text, ["engine"], multiprocess_mode="mostrecent")
             for key, (name, text) in _WORKER_FACTS.items()
         },
     )
@@ -166,24 +166,29 @@ def reloaded(outcome: str, **facts: Any) -> None:
 _waiting_lines = Sparingly(_WAITING_LINES_S)
 
 
-def observe_workers(stats: Iterable[Mapping[str, float] | None]) -> None:
-    """Takes over what the workers report (`collective_rpc("grains_stats")`).
+def observe_workers(stats: Iterable[Mapping[str, float] | None], engine: str = "0") -> None:
+    """Takes over what the workers of one engine report (`collective_rpc("grains_stats")`).
 
-    Tensor-parallel workers do the same things, so each figure is the largest of all workers.
+    They do the same things, each on its part of the model, so the largest figure of all counts.
+
+    Args:
+        engine: the data-parallel rank, as in vLLM's own label of that name.
     """
+    metrics = _metrics()
     reports = [report for report in stats if report]
     found = {}
-    for key, gauge in _metrics().workers.items():
+    for key, gauge in metrics.workers.items():
         values = [report[key] for report in reports if key in report]
         if values:
             found[key] = max(values)
-            gauge.set(found[key])
+            metrics.child(gauge, engine).set(found[key])
     if found.get("waiting"):
-        held = _waiting_lines.held_back("waiting")
+        held = _waiting_lines.held_back(engine)
         if held is not None:
             logger().warning(
-                "grains: waiting=%d slots=%d slots_in_use=%d evictions=%d: requests wait for a "
-                "free slot",
+                "grains: engine=%s waiting=%d slots=%d slots_in_use=%d evictions=%d: requests "
+                "wait for a free slot",
+                engine,
                 *(found.get(key, 0) for key in ("waiting", "slots", "slots_in_use", "evictions")),
             )
 

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from grains_vllm import metrics
+from grains_vllm.changes import ask_workers
 
 PATH = "/metrics"
 SHORTEST_INTERVAL_S = 1.0
@@ -48,7 +49,13 @@ class MetricsMiddleware:
 
     async def _ask(self, engine: Any) -> None:
         try:
-            metrics.observe_workers(await engine.collective_rpc("grains_stats"))
+            stats = await ask_workers(engine, "grains_stats")
+            # One rank's workers after the other's, and as many on each.
+            ranks = max(1, len(getattr(engine.engine_core, "core_engines", ())))
+            workers = len(stats) // ranks
+            for rank in range(ranks):
+                part = stats[rank * workers : (rank + 1) * workers]
+                metrics.observe_workers(part, engine=str(rank))
         except Exception as error:  # A dead engine, in whichever way: the scrape goes on.
             metrics.workers_silent(f"{type(error).__name__}: {error}")
         finally:
