@@ -7,6 +7,7 @@ from typing import Any
 
 from grains_vllm.catalogue import Catalogue
 from grains_vllm.errors import GrainsConfigError
+from grains_vllm.log_lines import logger
 from grains_vllm.vectors import ArtifactError, ModelFingerprint
 
 _V2 = "VLLM_USE_V2_MODEL_RUNNER"
@@ -21,10 +22,8 @@ def prefer_v1_runner() -> None:
     if _env(_V2):
         raise GrainsConfigError(f"--enable-grains cannot be used with {_V2}=1: set {_V2}=0")
     if _V2 not in os.environ:
-        from vllm.logger import init_logger
-
         os.environ[_V2] = "0"
-        init_logger(__name__).info("grains: %s=0 (steering runs on the V1 model runner)", _V2)
+        logger().info("grains: %s=0 (steering runs on the V1 model runner)", _V2)
 
 
 def require_engine(vllm_config: Any, catalogue: Catalogue) -> None:
@@ -70,12 +69,10 @@ def _data_parallel_elsewhere(config: Any) -> bool:
 
 def _warn_of_siblings(config: Any, catalogue: Catalogue) -> None:
     """Notes vectors that fit the model's shape but were extracted from one of another name."""
-    from vllm.logger import init_logger
-
     model = PurePath(config.model_config.model).name
     for entry in catalogue.vectors.values():
         if entry.origin and PurePath(entry.origin).name != model:
-            init_logger(__name__).warning(
+            logger().warning(
                 "grains: vector %r was extracted from %r, this model is %r; its shape fits, but "
                 "only you can know whether its directions do",
                 entry.name,

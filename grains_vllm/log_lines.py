@@ -1,4 +1,4 @@
-"""Log lines about events that clients cause: key=value, and never as many as there are clients."""
+"""The package's log lines: key=value, and never as many as there are clients that cause them."""
 
 import time
 from collections.abc import Callable

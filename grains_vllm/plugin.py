@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from grains_vllm.errors import GrainsConfigError
+from grains_vllm.log_lines import logger
 from grains_vllm.patching import unpatch, wrap
 
 OLDEST, NEWEST = (0, 26), (0, 33)
@@ -125,10 +126,8 @@ FRONT_END = (
 
 def register() -> None:
     """Adds the flags, and in a process that runs an engine the engine's wrappers; idempotent."""
-    from vllm.logger import init_logger
-
     if problems := _problems(FLAGS):
-        init_logger(__name__).error(
+        logger().error(
             "grains-vllm is installed but does nothing, since this vLLM lacks %s", problems
         )
         return

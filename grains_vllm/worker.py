@@ -13,6 +13,7 @@ from grains_vllm.bank import Bank, Store
 from grains_vllm.catalogue import Catalogue, Term, VectorEntry, catalogue_of
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.layers import attach, find_layers, layer_output
+from grains_vllm.log_lines import logger
 from grains_vllm.routing import Routing
 from grains_vllm.vectors import ArtifactError, ModelFingerprint
 
@@ -140,8 +141,6 @@ def install(worker: Any, catalogue: Catalogue) -> Steerer:
     Raises:
         GrainsConfigError, ArtifactError: the model or a vector is not what it was said to be.
     """
-    from vllm.logger import init_logger
-
     from grains_vllm import runner_v1
 
     runner = worker.model_runner
@@ -173,7 +172,7 @@ def install(worker: Any, catalogue: Catalogue) -> Steerer:
     steerer.preload(catalogue.vectors.values())
     if hasattr(runner, "model_memory_usage"):
         runner.model_memory_usage += bank.num_bytes
-    init_logger(__name__).info(
+    logger().info(
         "grains: %d vectors, %d layers, %.2f MiB (%d slots, %d in use; %d layers on this rank)",
         len(catalogue.vectors),
         len(store.layers),

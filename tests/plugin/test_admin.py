@@ -5,6 +5,7 @@ import json
 import os
 from argparse import Namespace
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -217,13 +218,16 @@ def test_bodies_that_are_refused(start):
         {"name": "kind"},
         {"file": "kind.safetensors"},
         {"name": "a b", "file": "kind.safetensors"},
-        {"name": "a:b", "file": "kind.safetensors"},
+        *({"name": f"a{mark}b", "file": "kind.safetensors"} for mark in ":,=/\n\0\u200b"),
         {"name": "kind", "file": "kind.safetensors", "path": "/etc/passwd"},
         {"name": "kind", "file": "kind.safetensors", "strength": "0.5"},
         {"name": "kind", "file": "kind.safetensors", "strength": 1e7},
         {"name": "kind", "file": "kind.safetensors", "strength": True},
         {"name": "kind", "file": "kind.safetensors", "layers": []},
-        {"name": "kind", "file": "kind.safetensors", "layers": [-1]},
+        *(
+            {"name": "kind", "file": "kind.safetensors", "layers": [layer]}
+            for layer in (-1, 1.5, "1", True)
+        ),
         {"name": "kind", "file": "kind.safetensors", "scale": "huge"},
         {"name": "kind", "file": "kind.safetensors", "positions": "here"},
         {"name": "kind", "file": "kind.safetensors", "positions": "prompt:0"},
@@ -233,6 +237,13 @@ def test_bodies_that_are_refused(start):
     for body in ("", "[]", "nothing", '{"name": "kind", "file": "\\ud800"}', '{"strength": NaN}'):
         answer = client.post("/v1/grains/vectors", content=body)
         assert answer.status_code == 422, body
+
+
+@pytest.mark.parametrize("name", ["höflich", "親切", "v1.2", "a+b", "a-b", "a;b@c!<d>~"])
+def test_names(start, name):
+    client = start()
+    assert put(client, name=name, file="kind.safetensors").status_code == 201
+    assert client.delete(f"/v1/grains/vectors/{quote(name, safe='')}").json()["name"] == name
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -255,7 +266,7 @@ def test_layers_that_were_not_compiled_in(start):
     client = start(vectors, steered_layers=[0, 1])
     answer = put(client, name="kind", file="kind.safetensors")
     refused(answer, 400, "[2, 3]", "[0, 1]", "steered_layers")
-    assert put(client, name="kind", file="kind.safetensors", layers=[0]).status_code == 201
+    assert put(client, name="kind", file="kind.safetensors", layers=[0.0]).status_code == 201
 
 
 def test_limit_on_the_number_of_vectors(start):

@@ -136,12 +136,14 @@ def test_reloads_are_counted_and_logged(delta, lines):
 
 def test_workers_do_the_same_things_so_the_largest_figure_counts(lines):
     metrics.observe_workers([WORKER, {**WORKER, "fill_seconds": 0.5}, None, {"slots": 4}])
-    assert [value(name) for name in ("slots", "evictions", "fill_seconds")] == [4, 7, 0.5]
+    found = [value(name, engine="0") for name in ("slots", "evictions", "fill_seconds")]
+    assert found == [4, 7, 0.5]
     assert not lines
     for _ in range(3):
         metrics.observe_workers([{**WORKER, "waiting": 2}])
-    assert value("requests_waiting") == 2
-    assert len(lines) == 1 and "waiting=2 slots=4 slots_in_use=3 evictions=7" in lines[0]
+    assert value("requests_waiting", engine="0") == 2
+    assert len(lines) == 1
+    assert "engine=0 waiting=2 slots=4 slots_in_use=3 evictions=7" in lines[0]
 
 
 PROCESS = """
@@ -171,8 +173,8 @@ def test_several_api_servers_add_up_events_but_not_what_workers_report(tmp_path)
         run(PROCESS, json.dumps({**WORKER, "evictions": evictions}))
     scraped = run(SCRAPE).splitlines()
     assert 'grains:requests_total{source="request",vector="a"} 6.0' in scraped
-    assert "grains:evictions 9.0" in scraped
-    assert "grains:slots 4.0" in scraped
+    assert 'grains:evictions{engine="0"} 9.0' in scraped
+    assert 'grains:slots{engine="0"} 4.0' in scraped
 
 
 class Engine:
@@ -180,9 +182,10 @@ class Engine:
 
     def __init__(self, answer=WORKER, seconds=0.0):
         self.answer, self.seconds, self.asked = answer, seconds, 0
+        self.engine_core = SimpleNamespace()
 
-    async def collective_rpc(self, method):
-        assert method == "grains_stats"
+    async def collective_rpc(self, method, args):
+        assert (method, args) == ("grains_stats", ())
         self.asked += 1
         await asyncio.sleep(self.seconds)
         if isinstance(self.answer, Exception):
@@ -209,8 +212,21 @@ def scrape(engine, times=1, path="/metrics"):
 def test_a_scrape_asks_the_workers_but_not_more_than_once_per_second():
     engine = Engine({**WORKER, "evictions": 123})
     bodies = scrape(engine, times=5)
-    assert all("grains:evictions 123.0" in body for body in bodies)
+    assert all('grains:evictions{engine="0"} 123.0' in body for body in bodies)
     assert engine.asked == 1
+
+
+def test_data_parallel_ranks_are_told_apart():
+    class Core:
+        core_engines = (b"0", b"1")
+
+        async def _call_utility_async(self, call, method, *args, engine):
+            assert (call, method) == ("collective_rpc", "grains_stats")
+            return [{**WORKER, "evictions": 10 + int(engine)}, {**WORKER, "evictions": 5}]
+
+    (body,) = scrape(SimpleNamespace(engine_core=Core()))
+    assert 'grains:evictions{engine="0"} 10.0' in body
+    assert 'grains:evictions{engine="1"} 11.0' in body
 
 
 def test_scrapes_go_on_without_an_engine():

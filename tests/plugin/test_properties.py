@@ -120,7 +120,7 @@ _EXTRA_ARGS = st.one_of(
         optional={
             "steering_strength": _NEARLY_RIGHT,
             "steering_positions": st.sampled_from(["all", "prompt:3+generation", "generation:1"]),
-            "steering_layers": st.sampled_from([0, 1, [1, 2], [2, 2, 1], [3, 0]]),
+            "steering_layers": st.sampled_from([1, [2, 2, 1], [1, 3]]),
             "steering_prompt_tokens": st.integers(1, 9),
         },
     ),
@@ -134,7 +134,7 @@ _EXTRA_ARGS = st.one_of(
 )
 
 
-@law(1500)
+@law(2000)
 @given(asked=_EXTRA_ARGS, which=st.integers(0, 3), enabled=st.booleans(), border=st.integers(1, 99))
 def test_a_request_is_understood_or_refused_by_name(catalogues, asked, which, enabled, border):
     TRIED["requests"] += 1
@@ -301,7 +301,7 @@ def test_every_token_of_every_batch_gets_its_own(requests, data):
 
 # --- prefix cache --------------------------------------------------------------------------------
 
-_STRENGTHS = st.sampled_from([0.5, -0.5, 0.25, 0.25 + 1e-12])
+_STRENGTHS = st.sampled_from([0.5, -0.5, 0.25])
 _WISHES = st.dictionaries(
     st.sampled_from(["a", "b", "c", "twin-of-a"]),
     st.tuples(_STRENGTHS, _POSITIONS.map(str), st.booleans()),
@@ -347,9 +347,9 @@ def test_blocks_are_shared_exactly_if_the_same_tokens_are_shifted_alike(
     catalogue, end = catalogues[0], block * size
     if same:  # Otherwise two random requests hardly ever steer the same.
         other = {
-            name: (strength, other.get(name, wish)[1], narrowed)
-            for name, wish in one.items()
-            for strength, _, narrowed in [wish]
+            # Workers compute in float32, where this is the same strength.
+            name: (strength + 1e-12, other.get(name, (0, positions))[1], narrowed)
+            for name, (strength, positions, narrowed) in one.items()
         }
     terms = terms_of(one, borders[0], catalogue), terms_of(other, borders[1], catalogue)
     found = shifted(one, borders[0], end, catalogue), shifted(other, borders[1], end, catalogue)

@@ -65,7 +65,7 @@ def asking(server, key=KEY, admin=ADMIN):
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     headers |= {"X-Grains-Admin-Key": admin} if admin else {}
 
-    def ask(method, path, **body):
+    def ask(method, path, /, **body):
         # A connection of its own, so that any of several API servers may answer.
         return httpx.request(
             method, f"{server.url}/v1/grains/{path}", json=body or None, headers=headers, timeout=60

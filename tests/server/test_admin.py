@@ -207,6 +207,7 @@ def test_kill_switch(server, grains):
                 f"{server.url}/v1/completions",
                 json={"model": "tiny", "prompt": WORDS, "stream": stream, **asked},
                 headers={"Authorization": f"Bearer {KEY}"},
+                timeout=60,
             )
             assert answer.status_code == 503, answer.text
             assert "switched off" in answer.json()["error"]["message"]
@@ -226,7 +227,7 @@ def test_capabilities(server, grains):
 
 
 def test_openapi_declares_every_status(server):
-    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    paths = httpx.get(f"{server.url}/openapi.json", timeout=60).json()["paths"]
     assert set(paths["/v1/grains/vectors"]["post"]["responses"]) == {
         "200",
         "201",
