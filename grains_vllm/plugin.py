@@ -119,6 +119,12 @@ FRONT_END = (
     TouchPoint("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.num_output_tokens"),
     TouchPoint("vllm.v1.engine.parallel_sampling", "ParentRequest.n"),
     TouchPoint("vllm.outputs", "RequestOutput"),
+    TouchPoint("vllm.v1.engine.async_llm", "AsyncLLM.collective_rpc", ("method", "args")),
+    TouchPoint(
+        "vllm.v1.engine.core_client", "AsyncMPClient._call_utility_async", ("method", "engine")
+    ),
+    TouchPoint("vllm.config", "ParallelConfig._api_process_count"),
+    TouchPoint("vllm.config", "ParallelConfig._api_process_rank"),
     TouchPoint("vllm.exceptions", "VLLMValidationError"),
     TouchPoint("vllm.config", "VllmConfig.use_v2_model_runner"),
 )
