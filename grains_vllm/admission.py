@@ -50,10 +50,6 @@ def _other_drafts(config: Any) -> bool:
     return speculative is not None and speculative.method not in _DRAFTS
 
 
-def _drafts_ahead(config: Any) -> bool:
-    return config.speculative_config is not None and bool(config.scheduler_config.async_scheduling)
-
-
 def _data_parallel_experts(config: Any) -> bool:
     return config.parallel_config.data_parallel_size > 1 and bool(config.model_config.is_moe)
 
@@ -121,11 +117,6 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         f"--speculative-config of a method other than {' and '.join(_DRAFTS)}",
         _other_drafts,
         _UNPROVEN,
-    ),
-    (
-        "--speculative-config and asynchronous scheduling together",
-        _drafts_ahead,
-        "positions would count drafts that may yet be rejected; add --no-async-scheduling",
     ),
     (
         "--enable-sleep-mode",

@@ -18,6 +18,7 @@ from grains_vllm.marker import build
 from grains_vllm.registry import Registry, Snapshot
 from grains_vllm.selection import (
     CANARY_KEY,
+    CHECKED,
     FIELDS,
     RESERVED,
     Choice,
@@ -71,9 +72,10 @@ def _write(request: Any, choice: Choice) -> None:
     if choice.steering is not None and getattr(request, "resumable", False):
         raise SelectionError("steering: not supported for requests with streamed input")
     marker = build(choice, _border(request, choice))
+    # A new dict: the parameters may be a shallow copy of an object that the caller keeps.
+    params.extra_args = {**(params.extra_args or {}), CHECKED: True}
     if marker is not None:
-        # A new dict: the parameters may be a shallow copy of an object that the caller keeps.
-        params.extra_args = {**(params.extra_args or {}), RESERVED: marker}
+        params.extra_args[RESERVED] = marker
 
 
 def _border(request: Any, choice: Choice) -> int:
@@ -99,7 +101,7 @@ def _check_model(original: Callable[..., Any]) -> Callable[..., Any]:
         state = _state(self.models)
         if state is not None:
             try:
-                _resolve_alias(request, self.models.base_model_paths, state.catalogue)
+                _resolve_alias(request, self.models, state.catalogue)
                 _check_request(request, state)
             except SelectionError as error:
                 metrics.refused(error.field, str(error))
@@ -133,15 +135,26 @@ def _of(input_processor: Any) -> Snapshot | None:
     return None if registry is None else registry.snapshot()
 
 
-def _resolve_alias(request: Any, base_models: list[Any], catalogue: Catalogue) -> None:
-    """Turns the model `BASE:truthful` into the model BASE with `steering: truthful`."""
-    served = {base.name for base in base_models}
+def _resolve_alias(request: Any, models: Any, catalogue: Catalogue) -> None:
+    """Turns the model `BASE:truthful` into the model BASE with `steering: truthful`.
+
+    BASE is a served model or a LoRA adapter.
+    """
+    served = {base.name for base in models.base_model_paths}
+    adapters = set(models.lora_requests)
     model = request.model or ""
-    bases = [base for base in served if model.startswith(f"{base}:")]
+    bases = [base for base in served | adapters if model.startswith(f"{base}:")]
     if not bases or model in served:
         return
     base = max(bases, key=len)
     name = model.removeprefix(f"{base}:")
+    if name in catalogue.vectors and model in adapters:
+        raise SelectionError(
+            f"model: {short(model)} is a LoRA adapter and the alias of a vector; name the vector "
+            "in vllm_xargs, or rename the adapter"
+        )
+    if model in adapters:
+        return
     if name not in catalogue.vectors:
         known = ", ".join(f"{base}:{vector}" for vector in sorted(catalogue.vectors))
         raise SelectionError(f"model: unknown alias {short(model)}; known aliases: {known}")
@@ -261,7 +274,6 @@ def _show_available_models(original: Callable[..., Any]) -> Callable[..., Any]:
         models = await original(self)
         state = _state(self)
         if state is not None:
-            bases = {base.name for base in self.base_model_paths}
             models.data += [
                 type(card)(
                     id=f"{card.id}:{name}",
@@ -270,8 +282,7 @@ def _show_available_models(original: Callable[..., Any]) -> Callable[..., Any]:
                     max_model_len=card.max_model_len,
                     permission=card.permission,
                 )
-                for card in models.data
-                if card.id in bases
+                for card in tuple(models.data)
                 for name in sorted(state.catalogue.vectors)
             ]
         return models

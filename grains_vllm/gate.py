@@ -17,6 +17,7 @@ from typing import Any
 from grains_vllm.catalogue import catalogue_of
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.marker import marker_of
+from grains_vllm.selection import CHECKED
 
 PATIENCE = 5.0  # seconds
 APPLY, STATS = "grains_apply", "grains_stats"
@@ -73,7 +74,17 @@ class Gate:
         return {term["vector"] for request in requests for term in _terms(request)}
 
     def require_known(self, request: Any) -> None:
-        """Raises GrainsConfigError for a request whose vector no longer exists in the workers."""
+        """Raises GrainsConfigError for a request that cannot be given what it asked for.
+
+        Its vector no longer exists in the workers, or it has come through a front end without this
+        plugin, where nobody looked at what it asked for.
+        """
+        params = getattr(request, "sampling_params", None)
+        if params is not None and CHECKED not in (params.extra_args or {}):
+            raise GrainsConfigError(
+                "steering: a front end without grains-vllm sent this request; let VLLM_PLUGINS "
+                "name grains in every process"
+            )
         for term in _terms(request):
             if self.known is not None and term["vector"] not in self.known:
                 raise GrainsConfigError(f"steering: the vector {term['name']!r} has been removed")

@@ -23,6 +23,9 @@ _FIELDS = ", ".join(FIELDS)
 OFF = "none"
 # Written by the front end for scheduler and workers; a client that sends it could pose as one.
 RESERVED = "grains"
+# Written into every request, steered or not: the engine core refuses one without it, since the
+# front end that let it through did not ask what it wants.
+CHECKED = "grains_checked"
 
 
 class SelectionError(ValueError):

@@ -74,21 +74,26 @@ def main() -> int:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         first = 0
-        for phase in PHASES:
+        # Slots mean nothing to plain requests.
+        for phase in (Phase("plain", 1, PHASES[0].slots),) if args.plain else PHASES:
             facts, first = _phase(phase, args, Path(scratch) / phase.name, first)
             document["phases"].append(facts)
-    document["machine"]["load_after"] = os.getloadavg()
-    document["problems"] = sum(len(phase["problems"]) for phase in document["phases"])
-    name = "soak-plain-cpu" if args.plain else "soak-cpu"
-    payload = json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
-    for target in (args.out, *([RESULTS] if args.publish else [])):
-        write_aside(target / f"{name}.json", payload)
-        save(over_time(document), target / f"{name}.png")
+            document["machine"]["load_after"] = os.getloadavg()
+            document["problems"] = sum(len(found["problems"]) for found in document["phases"])
+            _write(document, args)
     for phase_facts in document["phases"]:
         shown = {key: value for key, value in phase_facts.items() if key != "series"}
         print(json.dumps(shown, indent=1))
     print(f"{document['problems']} problems")
     return 1 if document["problems"] else 0
+
+
+def _write(document: dict[str, Any], args: argparse.Namespace) -> None:
+    name = "soak-plain-cpu" if args.plain else "soak-cpu"
+    payload = json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+    for target in (args.out, *([RESULTS] if args.publish else [])):
+        write_aside(target / f"{name}.json", payload)
+        save(over_time(document), target / f"{name}.png")
 
 
 def _arguments() -> argparse.Namespace:

@@ -25,6 +25,8 @@ def main(job_path: str, result_path: str) -> None:
     from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
     job = json.loads(Path(job_path).read_text())
+    if job["engine"].pop("async_scheduling", False):
+        schedule_asynchronously()
     llm = LLM(
         job["model"],
         max_model_len=256,
@@ -99,6 +101,21 @@ def main(job_path: str, result_path: str) -> None:
         metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")
     }
     Path(result_path).write_text(json.dumps(result))
+
+
+def schedule_asynchronously() -> None:
+    """As on GPUs; on CPUs vLLM switches it off because nothing is gained by it there."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    original = CpuPlatform.check_and_update_config
+
+    def check_and_update_config(vllm_config: Any) -> None:
+        original(vllm_config)
+        scheduler = vllm_config.scheduler_config
+        scheduler.async_scheduling = True
+        scheduler.scheduler_cls = "vllm.v1.core.sched.async_scheduler.AsyncScheduler"
+
+    CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)
 
 
 if __name__ == "__main__":

@@ -186,6 +186,14 @@ def engines(world):
         ),
         "ngram": ({"speculative_config": {**ngram, "num_speculative_tokens": 3}}, drafted),
         "draft": ({"speculative_config": {**model, "num_speculative_tokens": 3}}, drafted),
+        # The host takes every draft for accepted until the next step has been sent off.
+        "ahead": (
+            {
+                "speculative_config": {**model, "num_speculative_tokens": 3},
+                "async_scheduling": True,
+            },
+            drafted,
+        ),
         "tensor": ({"tensor_parallel_size": 2}, parallel),
         # Not eager: on CPUs, vLLM prepares the later stages in the warm-up for compilation.
         "pipeline": (
@@ -273,7 +281,7 @@ def test_beam_search_takes_the_servers_default(engine, weights):
         assert abs(beam["score"] - scores["plain"]) > 0.1
 
 
-@pytest.mark.parametrize("name", ["ngram", "draft"])
+@pytest.mark.parametrize("name", ["ngram", "draft", "ahead"])
 def test_drafts_change_nothing(engine, weights, name):
     """Drafts are accepted at times and rejected at times; windows end at the right token."""
     result, plain = engine(name), engine("alone")

@@ -96,16 +96,13 @@ def test_admits_what_the_engine_tests_prove(vllm_config, more):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        # CPUs never schedule asynchronously, cannot sleep, and the tiny models are text alone.
-        (("scheduler_config", "async_scheduling"), True, "add --no-async-scheduling"),
+        # CPUs cannot sleep, and the tiny models are text alone.
         (("model_config", "enable_sleep_mode"), True, "cannot be used with --enable-sleep-mode"),
         (("model_config", "multimodal_config"), object(), "cannot be used with a multimodal model"),
     ],
 )
 def test_refuses_what_a_cpu_cannot_be_asked_for(vllm_config, world, place, value, message):
-    found = vllm_config(
-        speculative_config={"method": "ngram", "num_speculative_tokens": 2}
-    )  # admitted so far
+    found = vllm_config()  # admitted so far
     setattr(getattr(found, place[0]), place[1], value)
     with pytest.raises(GrainsConfigError) as error:
         require_engine(found, catalogue_of(found))

@@ -40,7 +40,7 @@ class World:
 
     def add(self, request_id, *keys):
         terms = [{"slot": key, "vector": key, "name": key} for key in keys]
-        extra = {"grains": {"terms": terms}} if keys else None
+        extra = {"grains_checked": True, **({"grains": {"terms": terms}} if keys else {})}
         params = SimpleNamespace(extra_args=extra)
         self.scheduler.add_request(SimpleNamespace(request_id=request_id, sampling_params=params))
 
@@ -118,6 +118,16 @@ def test_vectors_that_somebody_still_needs_and_those_that_are_gone():
         world.gate.require_known(world.gate.waiting["b"])
 
 
+def test_a_request_that_no_front_end_of_ours_has_seen_is_refused():
+    world = World(1)
+    asked = SimpleNamespace(sampling_params=SimpleNamespace(extra_args={"steering": "a"}))
+    with pytest.raises(GrainsConfigError, match="a front end without grains-vllm"):
+        world.gate.require_known(asked)
+    with pytest.raises(GrainsConfigError):
+        world.gate.require_known(SimpleNamespace(sampling_params=SimpleNamespace(extra_args=None)))
+    world.gate.require_known(SimpleNamespace(sampling_params=None))  # nothing is generated
+
+
 def test_random_traffic_never_needs_more_slots_than_there_are_and_everybody_gets_in():
     rng = random.Random(0)
     for _ in range(200):
@@ -136,9 +146,7 @@ def test_random_traffic_never_needs_more_slots_than_there_are_and_everybody_gets
             live = Counter(
                 term["slot"]
                 for request in world.scheduler.requests.values()
-                for term in (request.sampling_params.extra_args or {"grains": {"terms": []}})[
-                    "grains"
-                ]["terms"]
+                for term in request.sampling_params.extra_args.get("grains", {"terms": []})["terms"]
             )
             assert len(live) <= slots
             assert world.running or not world.gate.waiting

@@ -16,9 +16,12 @@ from tests.tiny import random_vector
 
 
 class Runner:
-    """What the adapter sees of a model runner: two methods and the order of the batch."""
+    """What the adapter sees of a model runner: two methods, the order of the batch, positions."""
+
+    use_async_spec_decode = False
 
     def __init__(self):
+        self.num_computed_tokens = torch.zeros(8, dtype=torch.int32)  # as the device knows them
         self.input_batch = SimpleNamespace(
             req_ids=[], num_reqs=0, num_computed_tokens_cpu=np.zeros(8, np.int32)
         )
@@ -62,13 +65,14 @@ def step(runner, new=(), finished=(), batch=()):
 
 def request(req_id, digest, start=0, end=None, terms=1):
     steering = {
+        "prompt_tokens": 3,
         "terms": [
             {
                 "name": f"a{number}", "vector": digest, "layers": [number], "scale": "relative",
                 "slot": f"key {number}", "strength": 0.5, "start": start, "end": end,
             }
             for number in range(terms)
-        ]
+        ],
     }  # fmt: skip
     return NewRequestData(
         req_id=req_id,
@@ -106,6 +110,14 @@ def test_an_id_that_finishes_and_comes_again_in_one_step_is_the_new_request(worl
     step(runner, new=[request("a", digest, 0, 2)], finished=["a"], batch=[("a", 3, 0)])
     assert slots(routing, 4) == [1, 1, 0, 0]
     assert bank.in_use == 1
+
+
+def test_a_window_in_the_answer_is_not_ended_by_drafts_that_were_rejected(world):
+    runner, routing, _, digest = world
+    runner.use_async_spec_decode = True
+    runner.num_computed_tokens[0] = 4  # of the two drafts before, none was accepted
+    step(runner, new=[request("a", digest, 3, 6)], batch=[("a", 3, 6)])
+    assert slots(routing, 4) == [1, 1, 0, 0]
 
 
 def test_vectors_of_one_request_lie_side_by_side(world):
