@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 UNSTEERED = "none"  # the `vector` of a request that the canary left alone; no vector is called so
 # What refusals are counted by. A field may come from the request (a misspelt key); labels may not.
 REFUSED_FIELDS = frozenset(
-    (*FIELDS, "model", "cache_salt", "use_beam_search", "vllm_xargs", "extra_args")
+    (*FIELDS, "model", "use_beam_search", "vllm_xargs", "extra_args")
 )
 OTHER = "other"
 

@@ -164,14 +164,13 @@ BAD = {
     ),
     "positions": (
         {"vllm_xargs": {"steering": "truthful", "steering_positions": "middle"}},
-        "steering_positions: 'middle' is not one of all, prompt, generation",
+        "steering_positions: 'middle' is not one of all, prompt, prompt:N",
     ),
     "beside xargs": ({"steering": "truthful"}, "steering: belongs into the request's vllm_xargs"),
     "literal extra_body": (
         {"extra_body": {"vllm_xargs": {"steering": "truthful"}}},
         "vllm_xargs: belongs into the request's vllm_xargs",
     ),
-    "reserved salt": ({"cache_salt": "grains:abc"}, "cache_salt: 'grains:' at the start"),
 }
 
 
