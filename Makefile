@@ -40,6 +40,6 @@ test: lint
 	@echo "== pytest" && $(BIN)/python -m pytest
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	rm -rf requirements/vllm_metadata/build requirements/vllm_metadata/*.egg-info
 	find grains_vllm offline benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

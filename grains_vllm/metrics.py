@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 UNSTEERED = "none"  # the `vector` of a request that the canary left alone; no vector is called so
 # What refusals are counted by. A field may come from the request (a misspelt key); labels may not.
-REFUSED_FIELDS = frozenset(
-    (*FIELDS, "model", "use_beam_search", "vllm_xargs", "extra_args")
-)
+REFUSED_FIELDS = frozenset((*FIELDS, "model", "use_beam_search", "vllm_xargs", "extra_args"))
 OTHER = "other"
 
 # grains_stats' key -> (metric, help)
