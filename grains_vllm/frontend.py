@@ -1,11 +1,13 @@
-"""Requests: validation, model aliases and the prefix-cache key.
+"""Requests: validation, model aliases, and the marker that scheduler and workers obey.
 
 Two gates see every request. `BaseServing._check_model` runs before a response has begun, so a bad
 request is HTTP 400 when streaming too; `InputProcessor.process_inputs` covers `LLM` and every other
-way in, and is where the decision is written into the request.
+way in, and is where the decision is written into the request. Both look at one snapshot of the
+catalogue: what the first has let through must not fail at the second, where streams have begun.
 """
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from functools import wraps
 from http import HTTPStatus
 from typing import Any
@@ -27,6 +29,9 @@ from grains_vllm.selection import (
     select,
 )
 
+# Of the HTTP request that is being answered: the snapshot that it was checked by.
+_checked_by: ContextVar[Snapshot | None] = ContextVar("grains_snapshot", default=None)
+
 
 def _init(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
@@ -45,6 +50,7 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
         state = _of(self)
         if state is None:
             return original(self, request_id, prompt, params, *args, **kwargs)
+        state = _checked_by.get() or state
         from vllm.exceptions import VLLMValidationError
 
         try:
@@ -103,6 +109,7 @@ def _check_model(original: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 _resolve_alias(request, self.models, state.catalogue)
                 _check_request(request, state)
+                _checked_by.set(state)
             except SelectionError as error:
                 metrics.refused(error.field, str(error))
                 return self.create_error_response(
