@@ -91,11 +91,16 @@ class Deleted(BaseModel):
 
 
 class Reloaded(BaseModel):
-    """What happened to which names; `after_restart` names keys that only a restart changes."""
+    """What happened to which names.
+
+    `settings` names other keys of the YAML with new values, `after_restart` those whose new values
+    only a restart brings into force.
+    """
 
     added: list[str]
     replaced: list[str]
     removed: list[str]
+    settings: list[str]
     after_restart: list[str]
 
 
@@ -165,9 +170,12 @@ class GrainsEndpoints:
         if key is not None and not key.strip():
             raise GrainsConfigError(f"{ADMIN_KEY} is set but empty; set a key, or unset it")
         admin = registry.snapshot().catalogue.admin
-        if admin is not None and not (key or args.api_key or os.environ.get("VLLM_API_KEY")):
+        if not key:
+            tenants = args.api_key or os.environ.get("VLLM_API_KEY")
             logger().warning(
-                "grains: whoever reaches this server can change its vectors; set --api-key or %s",
+                "grains: whoever %s can switch steering off%s; set %s",
+                "has the --api-key" if tenants else "reaches this server",
+                "" if admin is None else " and change its vectors",
                 ADMIN_KEY,
             )
         served = {model.name for model in state.openai_serving_models.base_model_paths}
@@ -255,7 +263,9 @@ async def put_vector(wish: NewVector, operator: Operator, response: Response) ->
     given = wish.model_dump(exclude={"name", "replace"}, exclude_none=True)
     if await operator.changes.put(wish.name, given, wish.replace):
         response.status_code = 200
-    entry = operator.catalogue.vectors[wish.name]
+    entry = operator.catalogue.vectors.get(wish.name)
+    if entry is None:
+        raise Refusal(409, f"name: {short(wish.name)} has been removed again meanwhile", "name")
     return Vector.of(entry)
 
 

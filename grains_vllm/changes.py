@@ -103,8 +103,8 @@ class Changes:
 
         Returns:
             Names by what happened to them: added, replaced (anything about them is different),
-            removed; and after_restart, the keys that the YAML gives other values which only a
-            restart would bring into force.
+            removed; settings, the other keys that have new values; and after_restart, the keys
+            that the YAML gives other values which only a restart would bring into force.
 
         Raises:
             Refusal: 409 without a YAML, 422 for one that cannot be served.
@@ -138,6 +138,7 @@ class Changes:
             "added": sorted(after.vectors.keys() - both),
             "replaced": sorted(n for n in both if before.vectors[n] != after.vectors[n]),
             "removed": sorted(before.vectors.keys() - both),
+            "settings": [key for key in _SETTINGS if _setting(before, key) != _setting(after, key)],
             "after_restart": after_restart,
         }
 
@@ -175,7 +176,7 @@ class Changes:
                 if isinstance(error, Refusal):
                     raise
                 raise Refusal(503, f"the change could not be carried out: {error}") from error
-        metrics.reloaded("applied", change=kind, vectors=_difference(before, after))
+        metrics.reloaded("applied", change=kind, changed=_difference(before, after))
         return before, after
 
     async def _undo(self, before: Catalogue, error: Exception) -> None:
@@ -261,6 +262,10 @@ def _entry(
 
 def _require_servable(new: Catalogue, now: Catalogue) -> None:
     now.model.require(new.model, "the YAML's vectors")
+    if new.admin is None:
+        raise GrainsConfigError(
+            "admin: is missing, and nobody could reload again; taking it away takes a restart"
+        )
     if missing := sorted(set(new.limits.layers) - set(now.limits.layers)):
         raise GrainsConfigError(
             f"layers {missing} were not compiled in; this server steers "
@@ -285,11 +290,31 @@ def _with_vectors(catalogue: Catalogue, vectors: Mapping[str, VectorEntry]) -> C
     return Catalogue.from_json({**catalogue.to_json(), "resolved": resolved})
 
 
-def _difference(before: Catalogue, after: Catalogue) -> dict[str, list[str | None]]:
-    """Old and new digest of every vector about which anything is different."""
-    names = sorted(before.vectors.keys() | after.vectors.keys())
-    return {
-        name: [entry.digest[:12] if entry else None for entry in (old, new)]
-        for name in names
-        if (old := before.vectors.get(name)) != (new := after.vectors.get(name))
-    }
+_SETTINGS = ("default", "canary", "admin")
+
+
+def _setting(catalogue: Catalogue, key: str) -> Any:
+    return catalogue.to_json()[key]
+
+
+def _difference(before: Catalogue, after: Catalogue) -> dict[str, Any]:
+    """Per vector, and per other key of the YAML, every field that is different: [old, new]."""
+    difference: dict[str, Any] = {}
+    for name in sorted(before.vectors.keys() | after.vectors.keys()):
+        old, new = (_facts(catalogue.vectors.get(name)) for catalogue in (before, after))
+        if changed := {
+            field: [old.get(field), new.get(field)]
+            for field in old | new
+            if old.get(field) != new.get(field)
+        }:
+            difference[name] = changed
+    for key in _SETTINGS:
+        if (was := _setting(before, key)) != (now := _setting(after, key)):
+            difference[f"{key}:"] = [was, now]  # a colon is in no vector's name
+    return difference
+
+
+def _facts(entry: VectorEntry | None) -> dict[str, Any]:
+    if entry is None:
+        return {}
+    return {**asdict(entry), "digest": entry.digest[:12], "layers": list(entry.layers)}

@@ -1,5 +1,6 @@
 """From YAML to a Catalogue: every value checked, every artifact read once."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +96,13 @@ def read_entry(
         or not 0 < len(name) <= 128
         or name == "none"
         or not name.isprintable()
+        or not name.strip(".")  # "." and ".." are no path of a URL
+        or unicodedata.normalize("NFC", name) != name  # two names that look the same
         or set(name) & set("=,:/ ")
     ):
         raise GrainsConfigError(
             f"{where}: {short(name)} cannot name a vector (text of 1 to 128 printable characters "
-            "without space, '=', ',', ':' or '/', and not 'none')"
+            "in Unicode's form NFC, without space, '=', ',', ':' or '/', not 'none' and not dots)"
         )
     if not isinstance(settings, Mapping):
         raise GrainsConfigError(f"{where}: expected a mapping with the key 'path'")

@@ -6,6 +6,7 @@ way in, and is where the decision is written into the request. Both look at one 
 catalogue: what the first has let through must not fail at the second, where streams have begun.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import wraps
@@ -14,7 +15,7 @@ from typing import Any
 
 from grains_vllm import metrics
 from grains_vllm.catalogue import Catalogue
-from grains_vllm.checks import short
+from grains_vllm.checks import short, suggestion
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.marker import build
 from grains_vllm.registry import Registry, Snapshot
@@ -26,11 +27,16 @@ from grains_vllm.selection import (
     Choice,
     SelectionError,
     SteeringDisabled,
+    encodable,
     select,
 )
 
-# Of the HTTP request that is being answered: the snapshot that it was checked by.
-_checked_by: ContextVar[Snapshot | None] = ContextVar("grains_snapshot", default=None)
+# Of the HTTP request that is being answered: the catalogue that it was checked by, and when.
+_checked_by: ContextVar[tuple[Catalogue, float] | None] = ContextVar(
+    "grains_catalogue", default=None
+)
+# Far less than workers keep a vector that has left the catalogue (bank.GRACE).
+_STALE = 10.0  # seconds
 
 
 def _init(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,12 +56,12 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
         state = _of(self)
         if state is None:
             return original(self, request_id, prompt, params, *args, **kwargs)
-        state = _checked_by.get() or state
         from vllm.exceptions import VLLMValidationError
 
         try:
             asked = getattr(params, "extra_args", None)
-            choice = select(asked, state.catalogue, state.enabled, _identity(request_id))
+            catalogue = _as_checked(state.catalogue)
+            choice = select(asked, catalogue, state.enabled, _identity(request_id))
             request = original(self, request_id, prompt, params, *args, **kwargs)
             _write(request, choice)
         except SelectionError as error:
@@ -64,6 +70,12 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
         return request
 
     return process_inputs
+
+
+def _as_checked(now: Catalogue) -> Catalogue:
+    """The catalogue that the first gate saw a moment ago, if this request has passed it."""
+    checked = _checked_by.get()
+    return now if checked is None or time.monotonic() - checked[1] > _STALE else checked[0]
 
 
 def _identity(request_id: str) -> str:
@@ -109,7 +121,7 @@ def _check_model(original: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 _resolve_alias(request, self.models, state.catalogue)
                 _check_request(request, state)
-                _checked_by.set(state)
+                _checked_by.set((state.catalogue, time.monotonic()))
             except SelectionError as error:
                 metrics.refused(error.field, str(error))
                 return self.create_error_response(
@@ -208,17 +220,19 @@ def _check_request(request: Any, state: Snapshot) -> None:
         and CANARY_KEY not in xargs
         and _carries_xargs(request)
     ):
-        request.vllm_xargs = {**xargs, CANARY_KEY: str(user)[:512]}
+        request.vllm_xargs = {**xargs, CANARY_KEY: encodable(str(user))[:512]}
 
 
 def _check_misplaced(extra: Mapping[str, Any]) -> None:
     """Refuses fields of ours where vLLM ignores them: beside `vllm_xargs` instead of in it."""
     nested = [extra.get(name) for name in ("extra_body", "extra_args")]
     for place in (extra, *(value for value in nested if isinstance(value, dict))):
-        for name in (*FIELDS, *(() if place is extra else ("vllm_xargs",))):
-            if name in place:
+        for name in place:
+            misplaced = place is not extra and name == "vllm_xargs"
+            misspelt = name != "vllm_xargs" and suggestion(name, ["vllm_xargs"], cutoff=0.85)
+            if name.startswith("steering") or misplaced or misspelt:
                 raise SelectionError(
-                    f"{name}: belongs into the request's vllm_xargs (with the OpenAI client: "
+                    f"{name[:80]}: belongs into the request's vllm_xargs (with the OpenAI client: "
                     'extra_body={"vllm_xargs": {...}})'
                 )
 

@@ -53,9 +53,14 @@ class Gate:
 
         def finish_requests(request_ids: Any, *args: Any, **kwargs: Any) -> Any:
             # vLLM finishes its own kind best: let them in, without slots, for just that.
-            for request in self._taken_out(request_ids):
+            left = self._taken_out(request_ids)
+            for request in left:
                 add(request)
-            return finish(request_ids, *args, **kwargs)
+            finished = finish(request_ids, *args, **kwargs)
+            # Whoever stood behind one that has gone may fit into what that one could not use.
+            for admitted in self._admitted() if left else ():
+                add(admitted)
+            return finished
 
         def free_request(request: Any, *args: Any, **kwargs: Any) -> Any:
             freed = free(request, *args, **kwargs)

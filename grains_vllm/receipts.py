@@ -84,7 +84,8 @@ class Receipt:
         # An answer's last token is never fed back to the layers, so nothing was shifted for it.
         fed_back = (max(0, length - 1) for length in lengths)
         return {
-            "prompt_tokens": steered(terms, 0, border),
+            # Whoever has left before the first token may never have been computed.
+            "prompt_tokens": steered(terms, 0, border) if any(lengths) else 0,
             "generated_tokens": sum(steered(terms, border, border + fed) for fed in fed_back),
         }
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from grains_vllm.catalogue import Catalogue, catalogue_of
 from grains_vllm.errors import GrainsConfigError
+from grains_vllm.log_lines import logger
 
 # Set by `share` for the API servers that are started next; not for operators.
 STATE = "GRAINS_STATE"
@@ -135,7 +136,9 @@ def disabled_at_start() -> bool:
 
 
 def _first(catalogue: Catalogue) -> Snapshot:
-    return Snapshot(catalogue, enabled=not disabled_at_start())
+    if disabled := disabled_at_start():
+        logger().warning("grains: steering enabled=false (%s=1)", DISABLE)
+    return Snapshot(catalogue, enabled=not disabled)
 
 
 def _remove(folder: Path, owner: int) -> None:

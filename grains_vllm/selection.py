@@ -115,6 +115,8 @@ def _term(part: str, whole: str, vectors: Mapping[str, VectorEntry]) -> Term:
     if not equals:
         return Term(entry, entry.strength, entry.positions, entry.layers)
     try:
+        if not number.isascii() or "_" in number:
+            raise ValueError("Python reads such numbers, nobody else does")
         parsed = float(number)
     except ValueError:
         raise SelectionError(
@@ -208,9 +210,15 @@ def _prompt_tokens(value: Any, terms: tuple[Term, ...]) -> int:
 
 
 def _canary_key(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 512:
+    # Half a surrogate pair is valid in JSON and in Python, but in no message between processes.
+    if not isinstance(value, str) or not 0 < len(value) <= 512 or value != encodable(value):
         raise SelectionError(f"{CANARY_KEY}: {short(value)} is not text of 1 to 512 characters")
     return value
+
+
+def encodable(text: str) -> str:
+    """The text with whatever UTF-8 cannot hold spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_keys(asked: Mapping[str, Any]) -> None:
@@ -218,10 +226,12 @@ def _check_keys(asked: Mapping[str, Any]) -> None:
         # Other keys belong to other plugins, unless they look like one of ours gone wrong.
         if key in FIELDS or not isinstance(key, str):
             continue
-        if key == RESERVED or key.startswith(f"{RESERVED}_"):
+        lower = key.strip().casefold()
+        if lower == RESERVED or lower.startswith(f"{RESERVED}_"):
             raise SelectionError(f"{key[:80]}: this key is reserved; allowed: {_FIELDS}")
-        lower = key.casefold()
-        close = suggestion(lower, FIELDS, cutoff=0.85) if lower.startswith("ste") else ""
+        alike = lower.startswith("ste") or not lower.isascii()
+        close = suggestion(lower, FIELDS, cutoff=0.75 if lower == "steer" else 0.85)
+        close = close if alike else ""
         if lower in ("strength", "positions", "layers") and "steering" in asked:
             close = f" (did you mean 'steering_{lower}'?)"
         if close or lower.startswith("steering"):

@@ -317,6 +317,7 @@ def test_reload(start, rewrite):
         "added": ["kind"],
         "replaced": ["truthful"],
         "removed": ["calm"],
+        "settings": ["default"],
         "after_restart": ["slots"],
     }
     assert names(client) == ["kind", "polite", "truthful"]
@@ -342,6 +343,7 @@ def test_a_reload_that_cannot_be_served_changes_nothing(start, rewrite, folder):
         (["max_vectors_per_request", "2", "3"], {"max_vectors_per_request": 3}),
         (["layer_output"], {"layer_output": "sum"}),
         (["unknown key 'vectorz'"], {"vectorz": {}}),
+        (["admin: is missing"], {"admin": None}),
     ):
         if isinstance(content, str):
             (folder / "steering.yaml").write_text(content)

@@ -138,6 +138,8 @@ def test_an_engine_without_grains_has_no_catalogue():
         ({"v": {**ONE, "strength": 10**400}}, {}, "v.strength: a huge integer is not a number"),
         ({"none": ONE}, {}, "'none' cannot name a vector"),
         ({"a=b": ONE}, {}, "'a=b' cannot name a vector"),
+        ({"..": ONE}, {}, "'..' cannot name a vector"),
+        ({"e\u0301": ONE}, {}, "cannot name a vector (text of 1 to 128 printable characters in"),
         ({"v": ONE}, {"default": "w"}, "default: steering: unknown vector 'w'"),
         ({"v": ONE}, {"layer_output": "both"}, "layer_output: 'both' is not one of sum, single"),
         ({"v": ONE}, {"slots": 0}, "slots: 0 is not a whole number from 1"),

@@ -106,6 +106,15 @@ def test_a_waiting_request_can_be_aborted_and_vllm_hears_of_it():
     assert world.running == ["d"]
 
 
+def test_who_stood_behind_somebody_that_gave_up_enters_at_once():
+    world = World(2)
+    for request_id, keys in {"long": "a", "head": "cd", "behind": "b"}.items():
+        world.add(request_id, *keys)
+    assert list(world.gate.waiting) == ["head", "behind"]
+    world.finish("head")
+    assert world.running == ["long", "behind"] and not world.gate.waiting
+
+
 def test_vectors_that_somebody_still_needs_and_those_that_are_gone():
     world = World(1)
     world.add("a", "a")
@@ -150,6 +159,10 @@ def test_random_traffic_never_needs_more_slots_than_there_are_and_everybody_gets
             )
             assert len(live) <= slots
             assert world.running or not world.gate.waiting
+            if world.gate.waiting:  # and whoever comes next really does not fit
+                first = next(iter(world.gate.waiting.values()))
+                asked = {t["slot"] for t in first.sampling_params.extra_args["grains"]["terms"]}
+                assert len(live.keys() | asked) > slots
         while world.running:
             finished.add(world.running[0])
             world.finish(world.running[0])

@@ -68,7 +68,8 @@ def test_counts_agree_with_a_walk_over_all_positions():
                 )
 
             fed_back = [p for n in lengths for p in range(prompt, prompt + n - 1)]
-            return [sum(map(hit, range(prompt))), sum(map(hit, fed_back))]
+            # Who left before the first token may never have been computed.
+            return [sum(map(hit, range(prompt))) if any(lengths) else 0, sum(map(hit, fed_back))]
 
         facts = whole.to_json()
         assert [facts["prompt_tokens"], facts["generated_tokens"]] == walk(chosen)

@@ -164,6 +164,13 @@ def test_with_a_default(catalogue, extra_args, expected):
         ({"steering": "x" * 10**6}, "..."),
         ({"steering": "truthful", "steering_strength": 10**400}, "a huge integer is not a number"),
         ({"grains_slot": 1}, "reserved"),
+        ({"GRAINS": 1}, "reserved"),
+        ({" steering": "truthful"}, "unknown key (did you mean 'steering'?)"),
+        ({"steer": "truthful"}, "steer: unknown key (did you mean 'steering'?)"),
+        ({"s\u0442eering": "truthful"}, "unknown key (did you mean 'steering'?)"),
+        ({"steering": "truthful=1_0"}, "'1_0' in 'truthful=1_0' is not a number"),
+        ({"steering": "truthful=\u0663"}, "is not a number"),
+        ({"steering_canary_key": "x\ud800"}, "is not text of 1 to 512 characters"),
     ],
 )
 def test_refuses(catalogue, extra_args, message):
