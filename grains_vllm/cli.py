@@ -16,6 +16,7 @@ from grains_vllm.errors import GrainsConfigError
 MIDDLEWARE = (
     "grains_vllm.receipts_http.ReceiptMiddleware",
     "grains_vllm.metrics_http.MetricsMiddleware",
+    "grains_vllm.door_http.DoorMiddleware",
 )
 
 

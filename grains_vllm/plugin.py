@@ -116,6 +116,7 @@ FRONT_END = (
     ),
     TouchPoint("vllm.outputs", "RequestOutput.add", ("next_output",)),
     TouchPoint(_RESPONSES, "ResponsesResponse.from_request"),
+    TouchPoint("vllm.entrypoints.anthropic.protocol", "AnthropicMessagesRequest"),
     TouchPoint("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.num_output_tokens"),
     TouchPoint("vllm.v1.engine.parallel_sampling", "ParentRequest.n"),
     TouchPoint("vllm.outputs", "RequestOutput"),

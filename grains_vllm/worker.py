@@ -173,7 +173,7 @@ def install(worker: Any, catalogue: Catalogue) -> Steerer:
     if hasattr(runner, "model_memory_usage"):
         runner.model_memory_usage += bank.num_bytes
     logger().info(
-        "grains: %d vectors, %d layers, %.2f MiB (%d slots, %d in use; %d layers on this rank)",
+        "grains: %d vectors, %d layers, %.2f MiB (%d slots, %d filled; %d layers on this rank)",
         len(catalogue.vectors),
         len(store.layers),
         bank.num_bytes / 2**20,
