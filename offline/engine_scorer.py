@@ -4,7 +4,6 @@ A catalogue entry fixes its layers, so each (vector, layers) of the points is on
 positions are fields of a request. Answers are scored as part of the prompt.
 """
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
 from offline.scoring import Item, ItemScore, Point
+from offline.vllm_import import import_llm
 
 _REQUESTS = 2048  # handed to the engine at once, at least; so it is seldom short of work
 _BLOCK = 32  # tokens; smaller blocks share more of a prompt, CPUs take multiples of 32
@@ -57,16 +57,7 @@ class EngineScorer:
         """Starts the engine, unless it runs."""
         if self._llm is not None:
             return
-        # vLLM writes its log to stdout otherwise, which belongs to --json.
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise InputError(f"--backend vllm: vLLM cannot be imported ({error})") from error
-        if current_platform.is_cpu():  # nothing to overlap with, and it starts sooner
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        LLM = import_llm("--backend vllm")
 
         with tempfile.TemporaryDirectory(prefix="grains-sweep-") as folder:
             arguments = {

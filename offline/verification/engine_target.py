@@ -1,6 +1,5 @@
 """An engine of one's own as a target: vLLM's `LLM` in this process."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from grains_vllm.catalogue import Catalogue
 from offline.errors import InputError
 from offline.verification.probes import NONE, NotAnswered, Probe, Reading
+from offline.vllm_import import import_llm
 
 _LONGEST = 512
 _TOP = 5  # candidates per generated token
@@ -31,15 +31,7 @@ class EngineTarget:
         Raises:
             InputError: vLLM is missing, has not loaded the plugin, or does not start.
         """
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise InputError(f"--model: vLLM cannot be imported ({error})") from error
-        if current_platform.is_cpu():  # nothing to overlap with, and it starts sooner
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        LLM = import_llm("--model")
         arguments = {
             "skip_tokenizer_init": True,
             "enforce_eager": True,
