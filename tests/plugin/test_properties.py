@@ -20,6 +20,7 @@ from grains_vllm.prefix_keys import block_key
 from grains_vllm.receipts import Receipt
 from grains_vllm.routing import Part, Routing
 from grains_vllm.selection import FIELDS, Choice, SelectionError, SteeringDisabled, select
+from tests.tally import print_tally
 from tests.tiny import random_vector
 
 TRIED = Counter()
@@ -38,9 +39,7 @@ def law(examples):
 @pytest.fixture(scope="module", autouse=True)
 def tally(request):
     yield
-    tried = ", ".join(f"{name} {count}" for name, count in TRIED.items())
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\ninputs tried: {sum(TRIED.values())} ({tried})")
+    print_tally(request, TRIED)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from grains_vllm import metrics_http
 from grains_vllm.selection import FIELDS
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
 from tests.server.serving import MODEL, serve
+from tests.tally import print_tally
 
 pytestmark = pytest.mark.engine
 
@@ -150,9 +151,7 @@ def before(machine):
 @pytest.fixture(scope="module", autouse=True)
 def tally(request):
     yield
-    tried = ", ".join(f"{name} {count}" for name, count in TRIED.items())
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\ninputs tried: {sum(TRIED.values())} ({tried})")
+    print_tally(request, TRIED)
 
 
 def same(found, expected):
