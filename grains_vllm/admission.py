@@ -1,6 +1,5 @@
 """Which engines can be steered: the one place that says no at start, and why."""
 
-import os
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
@@ -8,26 +7,16 @@ from typing import Any
 from grains_vllm.catalogue import Catalogue
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.log_lines import logger
+from grains_vllm.plugin import RUNNER_V1, RUNNER_V2, unsupported
 from grains_vllm.vectors import ArtifactError, ModelFingerprint
-
-_V2 = "VLLM_USE_V2_MODEL_RUNNER"
-
-
-def prefer_v1_runner() -> None:
-    """Chooses vLLM's V1 model runner, the one that can be steered yet, for this process tree.
-
-    Raises:
-        GrainsConfigError: the operator has chosen V2.
-    """
-    if _env(_V2):
-        raise GrainsConfigError(f"--enable-grains cannot be used with {_V2}=1: set {_V2}=0")
-    if _V2 not in os.environ:
-        os.environ[_V2] = "0"
-        logger().info("grains: %s=0 (steering runs on the V1 model runner)", _V2)
 
 
 def require_engine(vllm_config: Any, catalogue: Catalogue) -> None:
     """Raises GrainsConfigError unless this engine steers every token that it is asked to."""
+    # Known only now: which of its runners vLLM chooses depends on the whole configuration.
+    points = RUNNER_V2 if vllm_config.use_v2_model_runner else RUNNER_V1
+    if (reason := unsupported(points)) is not None:
+        raise GrainsConfigError(reason)
     for flag, refused, reason in _RULES:
         if refused(vllm_config):
             raise GrainsConfigError(f"--enable-grains cannot be used with {flag}: {reason}")
@@ -83,11 +72,6 @@ _SEES_FEWER_TOKENS = "decoder layers would see other tokens than the ones that r
 
 # (the flag as the operator wrote it, whether this engine uses it, why it is refused)
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    (
-        "a feature that needs the V2 model runner",
-        lambda c: bool(c.use_v2_model_runner),
-        "steering runs on the V1 model runner",
-    ),
     (
         "a model that does not generate text (--runner pooling)",
         lambda c: c.model_config.runner_type != "generate",

@@ -93,11 +93,11 @@ class Store:
 
 
 class Bank:
-    """Slots of vectors on the device; slot 0 is all zeros and means "not steered".
+    """Slots of vectors on the device, one per vector and nothing besides.
 
     Attributes:
-        directions: [layers, slots + 1, hidden] float32, unit rows.
-        gains: [layers, slots + 1] float32: what a strength of 1 adds, as a length; 0 where a
+        directions: [layers, slots, hidden] float32, unit rows; zeros in a slot not yet filled.
+        gains: [layers, slots] float32: what a strength of 1 adds, as a length; 0 where a
             vector does not steer that layer.
         loads: how often a slot was filled.
         evictions: how often that cost another vector its slot.
@@ -106,16 +106,16 @@ class Bank:
     def __init__(self, store: Store, slots: int, hidden: int, device: torch.device) -> None:
         layers = len(store.layers)
         self._store = store
-        self.directions = torch.zeros(layers, slots + 1, hidden, device=device)
-        self.gains = torch.zeros(layers, slots + 1, device=device)
-        self._free = list(range(slots, 0, -1))
+        self.directions = torch.zeros(layers, slots, hidden, device=device)
+        self.gains = torch.zeros(layers, slots, device=device)
+        self._free = list(reversed(range(slots)))
         self._slots: dict[str, int] = {}  # by slot key, least recently used first
         self._users: Counter[str] = Counter()
         self.loads = self.evictions = 0
 
     @property
     def slots(self) -> int:
-        return self.gains.shape[1] - 1
+        return self.gains.shape[1]
 
     @property
     def resident(self) -> int:

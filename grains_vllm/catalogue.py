@@ -113,7 +113,7 @@ class Limits:
 
     Attributes:
         layers: 0-based decoder layers that can be steered, ascending.
-        slots: vectors on the device at one time, beside the zeros.
+        slots: vectors on the device at one time.
         max_vectors_per_request: how many one request may combine.
     """
 

@@ -103,8 +103,8 @@ def attach(layer: nn.Module, output: str, buffers: dict[str, torch.Tensor]) -> N
     Args:
         output: see `layer_output`.
         buffers: grains_slot [tokens, parts] int32 and grains_strength [tokens, parts] float32,
-            shared by all layers; grains_gain [slots + 1] and grains_direction [slots + 1, hidden]
-            float32.
+            shared by all layers; grains_gain [slots] and grains_direction [slots, hidden] float32.
+            A strength or gain of 0 leaves a token alone, whatever its slot.
 
     Raises:
         GrainsConfigError: something else has replaced this layer's forward already.

@@ -59,7 +59,8 @@ _ARGS = "vllm.engine.arg_utils"
 _CORE = "vllm.v1.engine.core"
 _INPUT = "vllm.v1.engine.input_processor"
 _MODELS = "vllm.entrypoints.openai.models.serving"
-_RUNNER = "vllm.v1.worker.gpu_model_runner"
+_V1 = "vllm.v1.worker.gpu_model_runner"
+_V2 = "vllm.v1.worker.gpu.model_runner"
 _RESPONSES = "vllm.entrypoints.openai.responses.protocol"
 _SERVING = "vllm.entrypoints.serve.engine.serving"
 _BEAM = "vllm.entrypoints.generate.beam_search.offline"
@@ -67,6 +68,7 @@ _WORKER = "vllm.v1.worker.worker_base"
 _HASHING = "vllm.v1.core.kv_cache_utils"
 _OUTPUT = "vllm.v1.engine.output_processor"
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
+_SCHEDULED = "vllm.v1.core.sched.output"
 _BLOCKS = "vllm.v1.core.block_pool"  # holds the hashing function under its own name
 
 # Wrapped so that --enable-grains exists and can explain itself; needed even to refuse politely.
@@ -92,12 +94,27 @@ ENGINE = (
     TouchPoint(_BLOCKS, "generate_block_hash_extra_keys"),
     TouchPoint("vllm.v1.executor.abstract", "Executor.collective_rpc", ("method",)),
     TouchPoint(_WORKER, "WorkerWrapperBase.init_worker"),
-    TouchPoint(_RUNNER, "GPUModelRunner.execute_model", ("scheduler_output",)),
-    TouchPoint(
-        _RUNNER, "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")
-    ),
+    TouchPoint(_SCHEDULED, "SchedulerOutput", ("finished_req_ids", "scheduled_new_reqs")),
+    TouchPoint(_SCHEDULED, "NewRequestData", ("req_id", "sampling_params")),
     TouchPoint("vllm.utils", "length_from_prompt_token_ids_or_embeds"),
     TouchPoint("vllm.model_executor.models.utils", "PPMissingLayer"),
+)
+# The model runners, of which an engine has one; the other need not be importable.
+RUNNER_V1 = (
+    TouchPoint(_V1, "GPUModelRunner.execute_model", ("scheduler_output",)),
+    TouchPoint(_V1, "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")),
+    TouchPoint(_V1, "GPUModelRunner._dummy_run"),
+    TouchPoint(_SCHEDULED, "SchedulerOutput", ("total_num_scheduled_tokens",)),
+)
+RUNNER_V2 = (
+    TouchPoint(_V2, "GPUModelRunner.execute_model", ("scheduler_output",)),
+    TouchPoint(_V2, "GPUModelRunner.prepare_inputs", ("scheduler_output",)),
+    TouchPoint(_V2, "GPUModelRunner._dummy_run"),
+    TouchPoint(
+        "vllm.v1.worker.gpu.input_batch",
+        "InputBatch",
+        ("req_ids", "num_scheduled_tokens", "num_computed_tokens_np", "num_tokens", "idx_mapping"),
+    ),
 )
 FRONT_END = (
     TouchPoint(_INPUT, "InputProcessor.__init__", ("vllm_config",)),

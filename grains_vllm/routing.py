@@ -1,24 +1,29 @@
 """Which vector steers which token: one vectorised fill of the buffers before each forward.
 
 The core knows requests, slots and positions, and nothing of vLLM's model runners; an adapter per
-runner (runner_v1.py) tells it who comes, who goes and what the next batch looks like.
+runner tells it who comes, who goes and what the next batch looks like.
 """
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-_FOREVER = np.iinfo(np.int64).max
+# Columns of the table, all int32: what a token gets (a float32's bits for the strength) and where.
+_SLOT, _STRENGTH, _START, _LENGTH = range(4)
+_FOREVER = np.iinfo(np.int32).max  # No position gets there.
+_NOWHERE = (0, 0, _FOREVER, 0)
+_AHEAD = np.arange(1, 33, dtype=np.int32)[:, None]  # steps
 
 
 class Part(NamedTuple):
     """One vector's part in a request: positions start <= p < end get strength times its row.
 
     Positions count from the start of the prompt, so they stay true in chunks of a prefill and when
-    a preempted request is computed again.
+    a preempted request is computed again. A strength of 0 steers nothing.
     """
 
     slot: int
@@ -27,116 +32,167 @@ class Part(NamedTuple):
     end: int | None
 
 
-class _Batch(NamedTuple):
-    """The parts of a batch's requests as arrays, all [requests, parts]."""
-
-    slot: np.ndarray
-    strength: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-
-
 class Routing:
     """The per-token buffers of one worker and the table of steered requests.
 
     Attributes:
-        slot: [max_tokens, parts] int32 on the device; 0 is "not steered".
-        strength: [max_tokens, parts] float32 on the device.
+        slot: [max_tokens, parts] int32 on the device; 0 where nothing steers.
+        strength: [max_tokens, parts] float32 on the device; 0 is "not steered".
         fills: batches described to the layers.
         fill_seconds: host time that this took.
         steered_tokens: tokens that some vector has shifted, recomputed ones again.
     """
 
     def __init__(self, max_tokens: int, parts: int, device: torch.device) -> None:
-        self._parts = parts
-        self._table: dict[str, tuple[Part, ...]] = {}
+        self._rows: dict[str, int] = {}  # of the table, by request
+        self._free: list[int] = []
+        self._bounded: set[str] = set()  # requests steered at some positions only
+        # [parts, rows, 4]; row 0 is everybody who is not steered.
+        self._table = np.full((parts, 1, 4), _NOWHERE, np.int32)
         # Slot and strength lie side by side, so that one copy moves both.
-        self._host = torch.zeros(max_tokens, parts, 2, dtype=torch.int32)
         self._device = torch.zeros(max_tokens, parts, 2, dtype=torch.int32, device=device)
-        self._host_slot = self._host.numpy()[..., 0]
-        self._host_strength = self._host.view(torch.float32).numpy()[..., 1]
         self.slot = self._device[..., 0]
         self.strength = self._device.view(torch.float32)[..., 1]
-        self._written = 0  # Rows of the buffers that may be other than zero.
-        self._batch: tuple[list[str], _Batch] | None = None
+        # The device's rows up to the last one that may be other than zero.
+        self._written = np.zeros((0, parts), np.int64)
+        self._steered = 0  # tokens of the batch in the buffers
+        # Batches that leave the buffers as they are: the same requests with the same counts, and
+        # what they have computed, step by step (None: whatever that is).
+        self._req_ids: list[str] | None = None
+        self._scheduled = b""
+        self._computed: Iterator[bytes] | None = None
         self.fills = self.steered_tokens = 0
         self.fill_seconds = 0.0
 
     def __len__(self) -> int:
         """How many requests are in the table."""
-        return len(self._table)
+        return len(self._rows)
 
     def add(self, req_id: str, parts: Sequence[Part]) -> None:
         """Remembers a steered request; `parts` are at most as many as the buffers have."""
-        self._table[req_id] = tuple(parts)
-        self._batch = None
+        self.discard(req_id)
+        if not self._free:
+            size = self._table.shape[1]
+            self._table = np.concatenate((self._table, np.empty_like(self._table)), axis=1)
+            self._free = list(range(2 * size - 1, size - 1, -1))
+        row = self._free.pop()
+        self._table[:, row] = _NOWHERE
+        self._table[: len(parts), row] = [_entry(part) for part in parts]
+        self._rows[req_id] = row
+        if any(part.start > 0 or part.end is not None for part in parts):
+            self._bounded.add(req_id)
+        self._req_ids = None
 
     def discard(self, req_id: str) -> None:
-        if self._table.pop(req_id, None) is not None:
-            self._batch = None
+        """Forgets a request, if it is known."""
+        if (row := self._rows.pop(req_id, None)) is not None:
+            self._free.append(row)
+            self._bounded.discard(req_id)
+            self._req_ids = None
 
-    def fill(self, req_ids: list[str], num_scheduled: np.ndarray, num_computed: np.ndarray) -> None:
+    def fill(
+        self,
+        req_ids: list[str],
+        num_scheduled: np.ndarray,
+        num_computed: np.ndarray,
+        num_tokens: int,
+    ) -> None:
         """Describes the next batch to the layers.
 
         Args:
             req_ids: the requests in batch order.
             num_scheduled: [requests] tokens of each in this batch.
             num_computed: [requests] tokens of each that earlier batches have computed.
+            num_tokens: the sum of `num_scheduled`.
         """
-        if not self._table and not self._written:
+        if not self._rows and not len(self._written):
             return
-        began = time.perf_counter()
-        slot, strength = self._rows(req_ids, num_scheduled, num_computed)
-        self._write(slot, strength)
+        began = perf_counter()
+        if not (
+            req_ids == self._req_ids
+            and num_scheduled.tobytes() == self._scheduled
+            and (self._computed is None or num_computed.tobytes() == next(self._computed, None))
+        ):
+            self._refill(req_ids, num_scheduled, num_computed, num_tokens)
+        self.steered_tokens += self._steered
         self.fills += 1
-        self.fill_seconds += time.perf_counter() - began
+        self.fill_seconds += perf_counter() - began
 
-    def _rows(
-        self, req_ids: list[str], num_scheduled: np.ndarray, num_computed: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if not self._table:
-            return np.zeros((0, self._parts), np.int32), np.zeros((0, self._parts), np.float32)
-        batch = self._arrays(req_ids)
-        request = np.repeat(np.arange(len(req_ids)), num_scheduled)
-        first = np.cumsum(num_scheduled) - num_scheduled
-        position = (num_computed - first)[request] + np.arange(len(request))
-        on = (position[:, None] >= batch.start[request]) & (position[:, None] < batch.end[request])
-        return np.where(on, batch.slot[request], 0), np.where(on, batch.strength[request], 0)
+    def _refill(
+        self,
+        req_ids: list[str],
+        num_scheduled: np.ndarray,
+        num_computed: np.ndarray,
+        num_tokens: int,
+    ) -> None:
+        self._req_ids = None
+        row = np.fromiter(map(self._rows.get, req_ids, repeat(0)), np.intp, len(req_ids))
+        position = num_computed.astype(np.int32, copy=False)
+        one_each = 0 < num_tokens == len(req_ids) and bool((num_scheduled == 1).all())
+        if not one_each:
+            first = np.cumsum(num_scheduled, dtype=np.int32) - num_scheduled
+            row = np.repeat(row, num_scheduled)
+            if len(row) != num_tokens:
+                raise ValueError(f"num_tokens is {num_tokens}, but {len(row)} are scheduled")
+            position = np.repeat((position - first).astype(np.int32), num_scheduled)
+            position += np.arange(num_tokens, dtype=np.int32)
+        found = self._table.take(row, axis=1)  # [parts, tokens, 4]
+        # Without a sign, a position before the start is farther from it than any length.
+        since = (position - found[..., _START]).view(np.uint32)
+        length = found.view(np.uint32)[..., _LENGTH]
+        on = since < length
+        self._steered = int(np.count_nonzero(on.any(axis=0)))
+        self._write(found.view(np.int64)[..., 0], on)
+        if self._bounded:
+            if not one_each:
+                return
+            # From here to the end of the part or, modulo 2**32, to its start.
+            steps = int((length * on - since).min())
+            self._computed = _counting_on(num_computed.copy(), steps - 1)
+        else:
+            self._computed = None
+        self._scheduled = num_scheduled.tobytes()
+        self._req_ids = list(req_ids)  # V1 goes on using its list.
 
-    def _arrays(self, req_ids: list[str]) -> _Batch:
-        # While a batch decodes, its requests stay the same from step to step.
-        if self._batch is not None and self._batch[0] == req_ids:
-            return self._batch[1]
-        shape = len(req_ids), self._parts
-        batch = _Batch(
-            np.zeros(shape, np.int32),
-            np.zeros(shape, np.float32),
-            np.zeros(shape, np.int64),
-            np.zeros(shape, np.int64),
-        )
-        for row, req_id in enumerate(req_ids):
-            for column, part in enumerate(self._table.get(req_id, ())):
-                batch.slot[row, column] = part.slot
-                batch.strength[row, column] = part.strength
-                batch.start[row, column] = part.start
-                batch.end[row, column] = _FOREVER if part.end is None else part.end
-        self._batch = list(req_ids), batch
-        return batch
+    def _write(self, words: np.ndarray, on: np.ndarray) -> None:
+        """Puts slots and strengths on the device.
 
-    def _write(self, slot: np.ndarray, strength: np.ndarray) -> None:
-        steered = np.flatnonzero(slot.any(axis=1))
-        self.steered_tokens += len(steered)
-        used = int(steered[-1]) + 1 if len(steered) else 0
-        rows = max(used, self._written)
-        before = self._host_slot[:rows], self._host_strength[:rows]
-        after = np.zeros_like(before[0]), np.zeros_like(before[1])
-        after[0][:used], after[1][:used] = slot[:used], strength[:used]
-        self._written = used
-        if np.array_equal(before[0], after[0]) and np.array_equal(before[1], after[1]):
+        Args:
+            words: [parts, tokens] int64, a slot and a strength's bits each.
+            on: [parts, tokens] where they hold; elsewhere nothing steers.
+        """
+        used = on.shape[1] if self._steered else 0
+        rows = max(used, len(self._written))
+        if not rows:
             return
-        before[0][:], before[1][:] = after
-        staged = self._host[:rows]
-        if self._device.is_cuda:
-            # Fresh pinned memory each time: the copy may still run when the next batch is filled.
-            staged = staged.pin_memory()
-        self._device[:rows].copy_(staged, non_blocking=True)
+        # Fresh memory each time: the copy may still run when the next batch is filled. (Torch
+        # gives a pinned block away again only after the copies from it have ended.)
+        staged = torch.empty(
+            (rows, *self._device.shape[1:]), dtype=torch.int32, pin_memory=self._device.is_cuda
+        )
+        after = staged.numpy().view(np.int64)[..., 0]
+        for part in range(len(on)):  # By columns: numpy would go along the shorter axis.
+            np.multiply(words[part, :used], on[part, :used], out=after[:used, part])
+        after[used:] = 0  # CUDA graphs read on beyond a batch.
+        if not np.array_equal(after, self._written):
+            self._device[:rows].copy_(staged, non_blocking=True)
+        self._written = after[:used]
+
+
+def _entry(part: Part) -> tuple[int, int, int, int]:
+    strength = np.float32(part.strength)
+    start = min(part.start, _FOREVER)
+    end = _FOREVER if part.end is None else min(part.end, _FOREVER)
+    if strength == 0 or end <= start:
+        return _NOWHERE
+    return part.slot, int(strength.view(np.int32)), start, end - start
+
+
+def _counting_on(computed: np.ndarray, steps: int) -> Iterator[bytes]:
+    """What a decoding batch will have computed, step by step: bytes are the cheapest to compare."""
+    while steps > 0:
+        ahead = computed + _AHEAD[:steps].astype(computed.dtype)
+        size, rows = ahead[0].nbytes, ahead.tobytes()
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+        computed, steps = ahead[-1], steps - len(ahead)

@@ -21,8 +21,11 @@ def shift(stream: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         h' in float32, [..., hidden]. A token whose u is exactly zero (delta = -h) keeps a zero
         vector, since no direction is left to scale.
     """
-    h = stream.float()
-    u = h + delta.float()
-    # One reduction each and one rsqrt: the compiler fuses these with the norm that follows.
-    ratio = h.square().sum(-1, keepdim=True) / u.square().sum(-1, keepdim=True).clamp_min(1e-30)
-    return u * ratio.sqrt()
+    h, d = stream.float(), delta.float()
+    # Two sums side by side, which the compiler fuses with the norm that follows. d + h has the bits
+    # of h + d but is another expression to it: used twice, u would be written to memory and read
+    # back, in float32; it costs less to add up again.
+    ratio = h.square().sum(-1, keepdim=True) / (d + h).square().sum(-1, keepdim=True).clamp_min(
+        1e-30
+    )
+    return (h + d) * ratio.sqrt()

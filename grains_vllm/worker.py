@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
+from grains_vllm import runner_v1, runner_v2
 from grains_vllm.bank import Bank, Store
 from grains_vllm.catalogue import Catalogue, Term, VectorEntry, catalogue_of
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.layers import attach, find_layers, layer_output
 from grains_vllm.log_lines import logger
 from grains_vllm.routing import Routing
+from grains_vllm.steered_requests import SteeredRequests
 from grains_vllm.vectors import ArtifactError, ModelFingerprint
 
 
@@ -135,15 +137,26 @@ class Steerer:
         }
 
 
+def _adapter(runner: Any) -> Callable[[Any, SteeredRequests], None]:
+    # By name: a runner that is not in use need not be importable.
+    known = {adapter.RUNNER: adapter.install for adapter in (runner_v1, runner_v2)}
+    for cls in type(runner).__mro__:
+        if (name := f"{cls.__module__}.{cls.__qualname__}") in known:
+            return known[name]
+    raise GrainsConfigError(
+        f"--enable-grains: {type(runner).__module__}.{type(runner).__qualname__} is not a model "
+        f"runner that can be steered; known are {' and '.join(known)}, and what derives from them"
+    )
+
+
 def install(worker: Any, catalogue: Catalogue) -> Steerer:
     """Steers the worker's model: bank on its device, shift in its layers, routing per batch.
 
     Raises:
         GrainsConfigError, ArtifactError: the model or a vector is not what it was said to be.
     """
-    from grains_vllm import runner_v1
-
     runner = worker.model_runner
+    tell = _adapter(runner)
     layers, num_layers = find_layers(runner.get_model())
     model = ModelFingerprint.of(worker.vllm_config.model_config.hf_config)
     if num_layers != model.num_layers:
@@ -167,7 +180,7 @@ def install(worker: Any, catalogue: Catalogue) -> Steerer:
                 "grains_direction": bank.directions[row],
             },
         )
-    runner_v1.install(runner, routing, bank)
+    tell(runner, SteeredRequests(routing, bank))
     steerer = Steerer(store, bank, routing)
     steerer.preload(catalogue.vectors.values())
     if hasattr(runner, "model_memory_usage"):

@@ -1,4 +1,4 @@
-"""One engine per (model, mode, dtype, with or without grains), shared by all tests that need it."""
+"""One engine per (model, mode, dtype, grains, runner), shared by all tests that need it."""
 
 import json
 import os
@@ -28,10 +28,12 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(worlds: Path) -> Callable[..., Answers]:
-    """engine(model, mode, dtype, grains=...) -> result by batch name, from one real run."""
+    """engine(model, mode, dtype, grains=..., runner=...) -> result by batch name, of one run."""
 
     @cache
-    def run(model: str, mode: str, dtype: str = "float32", grains: bool = True) -> Answers:
+    def run(
+        model: str, mode: str, dtype: str = "float32", grains: bool = True, runner: str = "v1"
+    ) -> Answers:
         engine_args: dict[str, Any] = {"dtype": dtype}
         if mode == "eager":
             engine_args["enforce_eager"] = True
@@ -40,28 +42,36 @@ def engine(worlds: Path) -> Callable[..., Answers]:
         if grains:
             engine_args["additional_config"] = {"grains": {"config": str(worlds / f"{model}.yaml")}}
         batches = {
-            name: batch if grains else _plain(batch)
+            name: batch if grains else plain(batch)
             for name, batch in JOBS.items()
             if grains or not batch.get("refused")
         }
         job = {
             "model": str(worlds / model),
+            "runner": runner,
             "engine": engine_args,
             "batches": batches,
         }
-        stem = worlds / f"{model}-{mode}-{dtype}-{'grains' if grains else 'plain'}"
+        stem = worlds / f"{model}-{mode}-{dtype}-{'grains' if grains else 'plain'}-{runner}"
         # The yardstick is a vLLM that has not even loaded the plugin.
-        return run_job(stem, job, {} if grains else {"VLLM_PLUGINS": "none"})
+        results = run_job(stem, job, {} if grains else {"VLLM_PLUGINS": "none"})
+        assert results["runner"] == runner
+        return results
 
     return run
 
 
-def run_job(stem: Path, job: dict[str, Any], environment: dict[str, str] | None = None) -> Answers:
-    """Runs an engine process (engine_process.py) on STEM.job.json; returns its result."""
+def run_job(
+    stem: Path,
+    job: dict[str, Any],
+    environment: dict[str, str] | None = None,
+    module: str = "tests.engine.engine_process",
+) -> Answers:
+    """Runs an engine process on STEM.job.json; returns its result."""
     asked, answered = stem.with_suffix(".job.json"), stem.with_suffix(".result.json")
     asked.write_text(json.dumps(job))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.engine_process", str(asked), str(answered)],
+        [sys.executable, "-m", module, str(asked), str(answered)],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         capture_output=True,
@@ -72,6 +82,7 @@ def run_job(stem: Path, job: dict[str, Any], environment: dict[str, str] | None 
     return results
 
 
-def _plain(batch: dict[str, Any]) -> dict[str, Any]:
+def plain(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same requests without steering."""
     requests = [{**request, "extra_args": None} for request in batch["requests"]]
     return {**batch, "requests": requests}

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.engine import interpreted_triton
+
 os.environ.update(
     HF_HUB_OFFLINE="1",
     VLLM_CPU_KVCACHE_SPACE="1",
@@ -18,11 +20,14 @@ os.environ.update(
 
 
 def main(job_path: str, result_path: str) -> None:
+    job = json.loads(Path(job_path).read_text())
+    if job.get("runner") == "v2":
+        interpreted_triton.select_v2_runner()
+
     from vllm import LLM, SamplingParams
     from vllm.compilation.counter import compilation_counter
     from vllm.exceptions import VLLMValidationError
 
-    job = json.loads(Path(job_path).read_text())
     llm = LLM(
         job["model"],
         skip_tokenizer_init=True,
@@ -59,7 +64,8 @@ def main(job_path: str, result_path: str) -> None:
             "receipt": getattr(output, "grains", None),
         }
 
-    result: dict[str, Any] = {}
+    config = llm.llm_engine.vllm_config
+    result: dict[str, Any] = {"runner": "v2" if config.use_v2_model_runner else "v1"}
     prompts: dict[str, list[int]] = {}
 
     def prompt(request: dict[str, Any]) -> list[int]:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.engine import interpreted_triton
+
 os.environ.update(
     HF_HUB_OFFLINE="1",
     VLLM_CPU_KVCACHE_SPACE="1",
@@ -20,11 +22,14 @@ os.environ.update(
 
 
 def main(job_path: str, result_path: str) -> None:
+    job = json.loads(Path(job_path).read_text())
+    if job.get("runner") == "v2":
+        interpreted_triton.select_v2_runner()
+
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
-    job = json.loads(Path(job_path).read_text())
     if job["engine"].pop("async_scheduling", False):
         schedule_asynchronously()
     llm = LLM(

@@ -53,7 +53,7 @@ def token_logits(
     tokens = torch.tensor([ids])
     with ExitStack() as stack, torch.no_grad():
         if extra_args:
-            terms = _terms(name, border, tokens.shape[1], extra_args)
+            terms = terms_of(name, border, tokens.shape[1], extra_args)
             blocks = model.model.layers if name == "llama" else model.transformer.h
             for layer, block in enumerate(blocks):
                 here = [term for term in terms if layer in term.layers]
@@ -64,7 +64,8 @@ def token_logits(
     return logits
 
 
-def _terms(name: str, border: int, length: int, extra_args: dict[str, Any]) -> list[_Term]:
+def terms_of(name: str, border: int, length: int, extra_args: dict[str, Any]) -> list[_Term]:
+    """What `extra_args` ask for in a request of `length` tokens, the first `border` its prompt."""
     border = extra_args.get("steering_prompt_tokens", border)
     narrowed = extra_args.get("steering_layers", list(range(LAYERS[name])))
     narrowed = [narrowed] if isinstance(narrowed, int) else narrowed

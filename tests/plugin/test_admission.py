@@ -1,6 +1,8 @@
 """Engines that cannot be steered are refused before they start, through vLLM's own EngineArgs."""
 
 import argparse
+import os
+from importlib import import_module
 
 import pytest
 
@@ -27,11 +29,11 @@ def vllm_config(world, monkeypatch):
     monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
     plugin.register()
 
-    def build(model="llama", yaml="llama.yaml", **more):
+    def build(model="llama", yaml="llama.yaml", steered=True, **more):
         return EngineArgs(
             model=str(world / model),
             skip_tokenizer_init=True,
-            additional_config={"grains": {"config": str(world / yaml)}},
+            additional_config={"grains": {"config": str(world / yaml)}} if steered else {},
             **more,
         ).create_engine_config()
 
@@ -148,10 +150,38 @@ def test_api_servers_find_the_catalogue_before_they_load_plugins(vllm_config, wo
     assert EngineArgs.from_cli_args(args).additional_config == {"grains": {"config": path}}
 
 
-def test_refuses_the_v2_runner_when_the_operator_insists(vllm_config, monkeypatch):
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    with pytest.raises(GrainsConfigError, match="set VLLM_USE_V2_MODEL_RUNNER=0"):
+@pytest.fixture
+def triton(monkeypatch):
+    """As on a GPU; without it vLLM has no V2 runner."""
+    monkeypatch.setattr("vllm.config.vllm.HAS_TRITON", True)
+
+
+@pytest.mark.parametrize("chosen", [None, "0", "1"])
+def test_the_model_runner_is_vllms_own_choice(vllm_config, triton, monkeypatch, chosen):
+    if chosen is not None:
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", chosen)
+    steered, plain = vllm_config(), vllm_config(steered=False)
+    assert steered.use_v2_model_runner == plain.use_v2_model_runner
+    assert steered.use_v2_model_runner == (chosen == "1") or chosen is None
+    assert os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == chosen
+
+
+@pytest.mark.parametrize(
+    ("chosen", "other", "module", "method"),
+    [
+        ("0", "1", "vllm.v1.worker.gpu_model_runner", "_prepare_inputs"),
+        ("1", "0", "vllm.v1.worker.gpu.model_runner", "prepare_inputs"),
+    ],
+)
+def test_refuses_only_the_runner_that_lacks_a_symbol(
+    vllm_config, triton, monkeypatch, chosen, other, module, method
+):
+    monkeypatch.delattr(import_module(module).GPUModelRunner, method)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", chosen)
+    with pytest.raises(GrainsConfigError, match=rf"which lacks {module}.*no attribute '{method}'"):
         vllm_config()
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", other)
+    assert vllm_config()
 
 
 def test_refuses_another_models_vectors_naming_both(vllm_config):

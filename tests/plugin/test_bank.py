@@ -48,13 +48,24 @@ def bank(entries):
 def test_a_slot_holds_the_chosen_layers_and_gains(bank, entries):
     slot = bank.acquire(term(entries[2], layers=(3,)))
     other = bank.acquire(term(entries[1], scale="absolute"))
-    assert {slot, other} == {1, 2}
+    assert {slot, other} == {0, 1}
     directions = random_vector("llama", 2).directions
     assert torch.equal(bank.directions[2, slot], directions[3])
     assert not bank.directions[:2, slot].any()
     assert bank.gains[:, slot].tolist() == [0, 0, REFERENCE_NORM]
     assert bank.gains[:, other].tolist() == [0, 1, 1]
-    assert not bank.directions[:, 0].any() and not bank.gains[:, 0].any()
+
+
+def test_the_device_holds_the_vectors_and_nothing_else(entries):
+    store = Store(MODEL, [0, 1, 3])
+    store.replace(entries)
+    bank = Bank(store, len(entries), HIDDEN, torch.device("cpu"))
+    for entry in entries:
+        bank.acquire(term(entry))
+    vectors, layers, float32 = len(entries), 3, 4
+    assert bank.slots == bank.resident == vectors
+    assert bank.directions.nbytes == vectors * layers * HIDDEN * float32
+    assert bank.num_bytes == bank.directions.nbytes + vectors * layers * float32
 
 
 def test_the_least_recently_used_free_slot_is_given_away(bank, entries):
@@ -67,7 +78,8 @@ def test_the_least_recently_used_free_slot_is_given_away(bank, entries):
     assert bank.acquire(a) == first and bank.evictions == 0 and bank.loads == 2
     bank.release(a["slot"])
     bank.release(b["slot"])
-    bank.release(bank.acquire(a) and a["slot"])  # a is now the more recently used
+    bank.acquire(a)  # now the more recently used
+    bank.release(a["slot"])
     assert bank.acquire(c) != first
     assert (bank.in_use, bank.resident, bank.evictions, bank.loads) == (1, 2, 1, 3)
     assert bank.acquire(d) == first

@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -18,7 +17,6 @@ from grains_vllm.marker import build
 from grains_vllm.positions import Positions, PositionsError
 from grains_vllm.prefix_keys import block_key
 from grains_vllm.receipts import Receipt
-from grains_vllm.routing import Part, Routing
 from grains_vllm.selection import FIELDS, Choice, SelectionError, SteeringDisabled, select
 from tests.tally import print_tally
 from tests.tiny import random_vector
@@ -223,79 +221,6 @@ def test_laws_of_intervals(positions, border, length):
     if 0 not in (positions.before, positions.after):
         swapped = "+".join(f"{answer}+{prompt}".split("+"))
         assert Positions.parse(swapped) == positions
-
-
-# --- routing -------------------------------------------------------------------------------------
-
-PARTS, SIZE = 3, 256
-_PART = st.builds(
-    lambda slot, strength, start, length: Part(
-        slot, strength, start, None if length is None else start + length
-    ),
-    st.integers(1, 5),
-    st.sampled_from([-1.5, 0.25, 3.0, 1e-30]),
-    st.integers(0, 60),
-    st.one_of(st.none(), st.integers(0, 60)),
-)
-# (parts, prompt length, answer length); no parts: a plain request.
-_REQUEST = st.tuples(st.lists(_PART, max_size=PARTS), st.integers(1, 70), st.integers(1, 30))
-
-
-class Job:
-    """A request as a scheduler sees it: how far it is computed, how much of it there is."""
-
-    def __init__(self, parts, prompt, answer):
-        self.parts, self.computed, self.known, self.end = parts, 0, prompt, prompt + answer - 1
-
-
-@law(300)
-@given(requests=st.lists(_REQUEST, min_size=1, max_size=8), data=st.data())
-def test_every_token_of_every_batch_gets_its_own(requests, data):
-    """Random batches, chunked prefill, preemption (computed again from 0), early ends."""
-    routing, steered = Routing(SIZE, PARTS, torch.device("cpu")), 0
-    coming, live = dict(enumerate(requests)), {}
-    for _ in range(data.draw(st.integers(1, 25), "steps")):
-        while coming and data.draw(st.booleans(), "arrives"):
-            number, request = coming.popitem()
-            live[f"r{number}"] = Job(*request)
-            if request[0]:
-                routing.add(f"r{number}", request[0])
-        for name in list(live):
-            fate = data.draw(st.sampled_from(["goes on"] * 8 + ["preempted", "aborted"]), "fate")
-            if fate == "preempted":
-                live[name].computed = 0
-            if fate == "aborted" or live[name].computed >= live[name].end:
-                del live[name]
-                routing.discard(name)
-        batch, room = [], SIZE
-        for name in data.draw(st.permutations(sorted(live)), "order"):
-            waits = live[name].known - live[name].computed
-            count = min(room, data.draw(st.integers(0, waits), "scheduled"))
-            if count:
-                batch.append((name, count, live[name].computed))
-                room -= count
-        if not batch:
-            continue
-        TRIED["batches"] += 1
-        names, counts, computed = (list(column) for column in zip(*batch, strict=True))
-        routing.fill(names, np.array(counts), np.array(computed))
-        wanted = []
-        for name, count, done in batch:
-            job = live[name]
-            for position in range(done, done + count):
-                row = [(0, 0.0)] * PARTS
-                for column, part in enumerate(job.parts):
-                    if part.start <= position and (part.end is None or position < part.end):
-                        row[column] = (part.slot, float(np.float32(part.strength)))
-                wanted.append(row)
-            job.computed += count
-            if job.computed == job.known < job.end:
-                job.known += 1  # The step has sampled one more token.
-        steered += sum(any(slot for slot, _ in row) for row in wanted)
-        wanted += [[(0, 0.0)] * PARTS] * (SIZE - len(wanted))
-        found = zip(routing.slot.tolist(), routing.strength.tolist(), strict=True)
-        assert [list(zip(*row, strict=True)) for row in found] == wanted
-        assert routing.steered_tokens == steered
 
 
 # --- prefix cache --------------------------------------------------------------------------------

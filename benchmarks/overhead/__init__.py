@@ -1,0 +1,1 @@
+"""What steering costs: vLLM's own benchmarks, with and without the plugin, in turns."""
