@@ -25,3 +25,11 @@ def test_in_a_mixed_batch_bit_identical(engine, name, mode):
     assert len(unsteered) == 4
     assert [grains[i] for i in unsteered] == [plain[i] for i in unsteered]
     assert grains[1]["logprobs"] != plain[1]["logprobs"]  # The others really were steered.
+
+
+@pytest.mark.parametrize(("name", "mode"), MODES)
+def test_steered_requests_compile_nothing(engine, name, mode):
+    graphs = engine(name, mode)["graphs"]
+    assert (graphs["start"] > 0) == (mode != "eager")
+    # vLLM itself compiles a helper for log-probabilities at the first request.
+    assert graphs == engine(name, mode, grains=False)["graphs"]
