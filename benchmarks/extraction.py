@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 import transformers
-from captum.attr import IntegratedGradients
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from grains_vllm.vectors import write_aside
 from offline.attribution import Attribution, Attributor
+from offline.batching import Room
 from offline.model import Decoder, as_decoder
 from offline.objective import contrast
 from offline.options import ExtractOptions, Objective
@@ -85,6 +85,8 @@ def plain_objective(decoder: Decoder, pair: TokenPair, prompts: Tensor) -> Tenso
 def captum_scores(
     decoder: Decoder, pair: TokenPair, baseline: Tensor, points: int, rows: int, ours: bool
 ) -> Tensor:
+    from captum.attr import IntegratedGradients
+
     def forward(prompts: Tensor) -> Tensor:
         if ours:
             return contrast(decoder, [pair] * len(prompts), list(prompts), True, Objective.mean)
@@ -138,7 +140,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     baseline = decoder.model.get_input_embeddings().weight.double().mean(0).float()
 
     def ours() -> list[Attribution]:
-        return Attributor(decoder, ExtractOptions(), baseline, args.rows).attribute(pairs)
+        return Attributor(decoder, ExtractOptions(), baseline, Room(args.rows)).attribute(pairs)
 
     def captum(points: Sequence[int], our_objective: bool = False) -> list[Tensor]:
         return [

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.overhead.machine import code, hardware, versions
+from benchmarks.machine import code, hardware, versions
 from grains_vllm.bank import Bank, Store
 from grains_vllm.catalogue import Steering, Term, VectorEntry
 from grains_vllm.gate import Gate

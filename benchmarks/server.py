@@ -6,11 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-import httpx
+from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 300
@@ -39,12 +38,20 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def running(command: list[str], port: int, log: Path) -> Iterator[str]:
+def running(
+    command: list[str],
+    port: int,
+    log: Path,
+    variables: Mapping[str, str] | None = None,
+    start_limit_s: float = START_LIMIT_S,
+) -> Iterator[str]:
     """Runs `vllm serve ...` from the repository's folder until the block is left.
 
     Args:
         command: with `--host 127.0.0.1` and `--port`; its first word is looked up by `tool`.
         log: gets what the server prints.
+        variables: environment variables for this server alone.
+        start_limit_s: how long /health may take to answer.
 
     Yields:
         The server's URL, once /health answers.
@@ -58,11 +65,11 @@ def running(command: list[str], port: int, log: Path) -> Iterator[str]:
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**environment(), "VLLM_CPU_KVCACHE_SPACE": "1"},
+            env={**environment(), "VLLM_CPU_KVCACHE_SPACE": "1", **(variables or {})},
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_until_healthy(url, server, log)
+        _wait_until_healthy(url, server, log, start_limit_s)
         yield url
         _require_alive(server, log)
     finally:
@@ -70,16 +77,18 @@ def running(command: list[str], port: int, log: Path) -> Iterator[str]:
         server.wait(60)
 
 
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
+def _wait_until_healthy(
+    url: str, server: subprocess.Popen[bytes], log: Path, limit_s: float
+) -> None:
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         _require_alive(server, log)
         try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+            with urlopen(f"{url}/health", timeout=5):
                 return
-        except httpx.TransportError:
+        except OSError:  # nobody listens yet, or 503
             time.sleep(1)
-    raise ServerError(f"no /health within {START_LIMIT_S} s:\n{log.read_text()[-LOG_TAIL:]}")
+    raise ServerError(f"no /health within {limit_s:g} s:\n{log.read_text()[-LOG_TAIL:]}")
 
 
 def _require_alive(server: subprocess.Popen[bytes], log: Path) -> None:

@@ -6,14 +6,17 @@ which is cut into batches.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from offline.batching import Room, out_of_memory, return_freed_memory
+from offline.blocks import recomputed
 from offline.errors import InputError
 from offline.model import Decoder
-from offline.objective import contrast, may_pack
+from offline.objective import contrast, may_pack, row_length
 from offline.options import AttributionMethod, ExtractOptions
 from offline.points import Place, Stage, random_scores, stages
 from offline.prompts import TokenPair
@@ -41,13 +44,14 @@ class Attribution:
 
 
 @dataclass
-class _Example:
+class Example:
     """One pair on its way.
 
     Attributes:
         distance: from where the method starts to the input, [T, hidden].
         attempts: the stages it may take; `stage` is the current one.
-        products: per gradient taken so far, gradient * distance summed over hidden, [T] float64.
+        products: per gradient taken so far, gradient * distance summed over hidden, [T] float64,
+            on the model's device: fetching each one would make the device wait.
     """
 
     pair: TokenPair
@@ -66,19 +70,19 @@ class _Example:
 
 
 class Attributor:
-    """Attributes groups of examples; points of all of them share batches of `batch_rows` rows.
+    """Attributes groups of examples; points of all of them share batches.
 
     Attributes:
-        batch_rows: rows per forward; halved for good when the device runs out of memory.
+        room: how much goes into one forward.
     """
 
     def __init__(
-        self, decoder: Decoder, options: ExtractOptions, baseline: Tensor, batch_rows: int
+        self, decoder: Decoder, options: ExtractOptions, baseline: Tensor, room: Room
     ) -> None:
         self.decoder = decoder
         self.options = options
         self.baseline = baseline
-        self.batch_rows = batch_rows
+        self.room = room
         self._packed_length = 0
 
     def attribute(self, pairs: Sequence[TokenPair]) -> list[Attribution]:
@@ -86,22 +90,24 @@ class Attributor:
 
         Raises:
             InputError: F or a gradient is NaN or infinite.
-            torch.OutOfMemoryError: the device is too small for a single row.
+            RuntimeError: among others, the device is too small for a single row; see
+                `out_of_memory`.
         """
+        self._packed_length = 0  # a group's scores must not depend on the groups before it
         examples = [self._example(pair) for pair in pairs]
         pending = examples
         while pending:
-            self._take_gradients(pending)
+            self.take_gradients(pending)
             unfinished = []
             for example in pending:
-                example.result = self._attribution(example)
+                example.result = self.attribution(example)
                 if self._wants_more(example):
                     example.stage += 1
                     unfinished.append(example)
             pending = unfinished
         return [example.result for example in examples if example.result is not None]
 
-    def _example(self, pair: TokenPair) -> _Example:
+    def _example(self, pair: TokenPair) -> Example:
         x = self.decoder.embed(pair.prompt_ids).float()
         packed = self._packs(pair)
         with torch.no_grad():
@@ -113,18 +119,21 @@ class Attributor:
         f_input, f_baseline = values.double().tolist()
         attempts = stages(pair, x, self.baseline, self.options)
         start = self.baseline if self._integrates else torch.zeros_like(self.baseline)
-        return _Example(pair, x - start, packed, f_input, f_baseline, attempts)
+        return Example(pair, x - start, packed, f_input, f_baseline, attempts)
 
     @property
     def _integrates(self) -> bool:
         return self.options.attribution is AttributionMethod.integrated_gradients
 
-    def _attribution(self, example: _Example) -> Attribution:
+    def attribution(self, example: Example) -> Attribution:
+        """What the gradients taken so far say."""
         if self.options.attribution is AttributionMethod.random:
             scores, used = random_scores(example.pair, self.options.seed), 0
         else:
             weights = torch.tensor(example.attempt.weights, dtype=torch.float64)
-            scores, used = weights @ torch.stack(example.products), len(weights)
+            products = torch.stack(example.products).cpu()
+            self._require_finite(products, example.pair, "the gradient")
+            scores, used = weights @ products, len(weights)
         gap = None
         if self._integrates:
             change = example.f_input - example.f_baseline
@@ -132,14 +141,14 @@ class Attributor:
         ends = example.f_input, example.f_baseline
         return Attribution(scores, *ends, used, gap, example.packed)
 
-    def _wants_more(self, example: _Example) -> bool:
+    def _wants_more(self, example: Example) -> bool:
         gap = None if example.result is None else example.result.gap
         if gap is None or example.stage + 1 == len(example.attempts):
             return False
         return gap > self.options.ig_tolerance
 
-    def _take_gradients(self, examples: Sequence[_Example]) -> None:
-        """Adds the products of gradient and distance [T] for every new place of the stage."""
+    def take_gradients(self, examples: Sequence[Example]) -> None:
+        """Adds the products of gradient and distance for every new place of each one's stage."""
         if self.options.attribution is AttributionMethod.random:
             return
         for example in examples:
@@ -153,29 +162,46 @@ class Attributor:
             ]
             self._run(stream, one_row)
 
-    def _run(self, stream: list[tuple[_Example, Place]], packed: bool) -> None:
+    def _run(self, stream: list[tuple[Example, Place]], packed: bool) -> None:
+        rows_each = 1 if packed else 2
+        lengths = [row_length(example.pair, packed) for example, _ in stream]
         done = 0
         while done < len(stream):
-            size = max(1, self.batch_rows // (1 if packed else 2))
+            size = self.room.fit(lengths[done:], rows_each)
             batch = stream[done : done + size]
-            leaves = [place().detach().requires_grad_() for _, place in batch]
+            longest = max(lengths[done : done + size])
             try:
-                values = contrast(
-                    self.decoder, [example.pair for example, _ in batch], leaves, packed,
-                    self.options.objective,
-                )  # fmt: skip
-                gradients = torch.autograd.grad(values.sum(), leaves)
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
+                products = self._products(batch, packed, longest)
+            except RuntimeError as error:
+                if not out_of_memory(error) or not self.room.shrink(
+                    len(batch), rows_each, longest, self.decoder.device
+                ):
                     raise
-                self.batch_rows = max(1, self.batch_rows // 2)
+                products = []  # tried again below, where the error holds no tensors any more
+            if not products:
                 torch.cuda.empty_cache()
                 continue
-            for (example, _), gradient in zip(batch, gradients, strict=True):
-                product = (gradient.double() * example.distance).sum(1).cpu()
-                self._require_finite(product, example.pair, "the gradient")
+            for (example, _), product in zip(batch, products, strict=True):
                 example.products.append(product)
             done += len(batch)
+
+    def _products(
+        self, batch: Sequence[tuple[Example, Place]], packed: bool, longest: int
+    ) -> list[Tensor]:
+        leaves = [place().detach().requires_grad_() for _, place in batch]
+        twice = self.room.recomputes(longest, self.decoder.device)
+        if twice and self.decoder.device.type == "cpu":
+            return_freed_memory()
+        with recomputed(self.decoder.blocks) if twice else nullcontext():
+            values = contrast(
+                self.decoder, [example.pair for example, _ in batch], leaves, packed,
+                self.options.objective,
+            )  # fmt: skip
+            gradients = torch.autograd.grad(values.sum(), leaves)
+        return [
+            (gradient.double() * example.distance).sum(1)
+            for (example, _), gradient in zip(batch, gradients, strict=True)
+        ]
 
     def _packs(self, pair: TokenPair) -> bool:
         # What can go wrong belongs to the model or comes with length, so an example that is no

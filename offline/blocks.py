@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from offline.errors import InputError
 
@@ -74,8 +76,8 @@ def record_blocks(
 
     Yields:
         A list that one forward fills with, per block, the means of h_l [rows, hidden] and of
-        ||h_l|| [rows], both float32, before the final norm (unlike `hidden_states[-1]` of
-        transformers).
+        ||h_l|| [rows], both float32 on the block's device, before the final norm (unlike
+        `hidden_states[-1]` of transformers).
     """
     outputs: list[tuple[Tensor, Tensor]] = []
 
@@ -84,7 +86,7 @@ def record_blocks(
         parts = [row[start:end].float() for row, (start, end) in zip(stream, spans, strict=True)]
         means = torch.stack([part.mean(0) for part in parts])
         norms = torch.stack([part.norm(dim=-1).mean() for part in parts])
-        outputs.append((means.cpu(), norms.cpu()))
+        outputs.append((means, norms))
 
     handles = [block.register_forward_hook(record) for block in blocks]
     try:
@@ -92,3 +94,24 @@ def record_blocks(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Makes a forward keep only each block's input; its backward computes the block once more.
+
+    transformers' own switch does this in training mode only, which would also switch dropout on.
+    """
+    own = [vars(block).get("forward") for block in blocks]  # set by libraries that move weights
+    for block in blocks:
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward

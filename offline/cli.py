@@ -8,6 +8,9 @@ from offline.commands.extract import extract
 from offline.commands.report import report
 from offline.commands.sweep import sweep
 from offline.commands.verify import verify
+from offline.console import input_errors
+from offline.errors import InputError
+from offline.team import launched
 
 app = typer.Typer(
     name="grains",
@@ -24,6 +27,16 @@ app.command()(report)
 app.command()(vectors.inspect)
 app.command("import")(vectors.import_)
 app.command()(vectors.export)
+
+
+@app.callback()
+def _alone(context: typer.Context) -> None:
+    if context.invoked_subcommand != "extract" and launched() > 1:
+        with input_errors():
+            raise InputError(
+                f"{launched()} processes of `grains {context.invoked_subcommand}` would all do the "
+                "same; only `grains extract` shares its work among processes"
+            )
 
 
 def main() -> None:

@@ -35,23 +35,31 @@ def input_errors(on_interrupt: str = "") -> Iterator[None]:
     """Turns what the user can mend into a message and exit code 2, Ctrl-C into 130."""
     try:
         yield
-    except (InputError, ArtifactError) as error:
-        stderr.print(f"error: {error}", soft_wrap=True)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        path = "" if error.filename is None else f"{error.filename}: "
-        stderr.print(f"error: {path}{error.strerror or error}", soft_wrap=True)
+    except (InputError, ArtifactError, OSError) as error:
+        stderr.print(f"error: {message_of(error)}", soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         stderr.print(f"interrupted; {on_interrupt}" if on_interrupt else "interrupted")
         raise typer.Exit(130) from None
 
 
+def message_of(error: Exception) -> str | None:
+    """What to say about an error that the user can mend; None for any other."""
+    if isinstance(error, InputError | ArtifactError):
+        return str(error)
+    if isinstance(error, OSError):
+        path = "" if error.filename is None else f"{error.filename}: "
+        return f"{path}{error.strerror or error}"
+    return None
+
+
 @contextmanager
-def progress(total: int, what: str = "examples") -> Iterator[Callable[[int], None]]:
+def progress(
+    total: int, what: str = "examples", *, visible: bool = True
+) -> Iterator[Callable[[int], None]]:
     """A bar on stderr with rate and remaining time; yields a function that advances it."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Pace()
-    with Progress(*columns, console=stderr) as bar:
+    with Progress(*columns, console=stderr, disable=not visible) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from offline.blocks import record_blocks
 from offline.errors import InputError
 from offline.model import Decoder
-from offline.objective import Row, batch_inputs
+from offline.objective import Row, batch_inputs, logits_at
 from offline.options import Read
 from offline.prompts import TokenPair
 
@@ -97,14 +97,19 @@ def streams(
     for mask, positions in zip(inputs["attention_mask"], hidden, strict=True):
         mask[list(positions)] = 0
     spans = [_span(row, read) for row in rows]
-    with torch.no_grad(), record_blocks(decoder.blocks, spans) as outputs:
+    anywhere = torch.zeros(len(rows), 1, dtype=torch.long)
+    with (
+        torch.no_grad(),
+        record_blocks(decoder.blocks, spans) as outputs,
+        logits_at(decoder.model, anywhere),  # nobody reads logits; all of them would cost much
+    ):
         decoder.model(**inputs, use_cache=False)
-    result = torch.stack([stream for stream, _ in outputs], dim=1)
+    result = torch.stack([stream.cpu() for stream, _ in outputs], dim=1)
     if not torch.isfinite(result).all():
         raise InputError(
             f"{pair.pair.where}: a block output holds a NaN or infinity with model '{decoder.name}'"
         )
-    return result, torch.stack([norms for _, norms in outputs], dim=1)
+    return result, torch.stack([norms.cpu() for _, norms in outputs], dim=1)
 
 
 def _span(row: Row, read: Read) -> tuple[int, int]:

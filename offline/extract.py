@@ -1,6 +1,7 @@
 """From preference pairs to an artifact: the path of every pair, top to bottom."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,16 +11,18 @@ import torch
 from torch import Tensor
 
 from grains_vllm.vectors import SteeringVector
+from offline.batching import Room, out_of_memory
 from offline.contrastive import contrastive_directions, random_directions
 from offline.errors import InputError
-from offline.groups import Record, group_maker
+from offline.groups import Group, Record, group_maker
 from offline.kept_deltas import KeptDeltas
 from offline.model import Decoder, check_leaf
 from offline.options import ExtractOptions, Method
 from offline.pairs import PairSet
-from offline.partial import PartialRun, discard
+from offline.partial import PartialRun, differences, discard, from_bytes, to_bytes
 from offline.passport import manifest, write_passport
 from offline.prompts import TokenPair, tokenise
+from offline.team import Team
 
 GROUP = 8  # examples that are computed together and kept together
 
@@ -30,7 +33,9 @@ def extract(
     options: ExtractOptions,
     out: Path | None = None,
     *,
-    batch_rows: int = 8,
+    batch_rows: int | None = None,
+    recompute: bool | None = None,
+    team: Team | None = None,
     restart: bool = False,
     recommended: Mapping[str, Any] | None = None,
     strict_k: bool = False,
@@ -43,7 +48,11 @@ def extract(
     Args:
         out: where the artifact will be; finished groups are kept in the folder `<out>.partial`.
             None keeps nothing on disk.
-        batch_rows: rows per forward; changes nothing but speed and memory.
+        batch_rows, recompute: how much one forward holds, see offline.batching.Room; they change
+            nothing but speed and memory.
+        team: the processes that share the groups of examples; each of them calls this function
+            with the same arguments and gets the same result, and the first one alone uses `out`.
+            None: this one alone.
         restart: discard what an interrupted run left.
         recommended: the passport's `recommended`, if somebody knows one.
         strict_k: refuse prompts with fewer tokens than k; otherwise they just give fewer.
@@ -58,45 +67,44 @@ def extract(
     Raises:
         InputError: see the message; on disk is only what an earlier run left.
     """
+    team = team or Team()
+    say = on_note if team.leads else lambda note: None  # what all of them find
     if isinstance(data.pairs[0].prompt, str) and getattr(decoder.tokenizer, "chat_template", None):
-        on_note("prompts are raw text although the model has a chat template; see --chat")
+        say("prompts are raw text although the model has a chat template; see --chat")
     pairs = [tokenise(pair, decoder.tokenizer) for pair in data.pairs]
     for pair in pairs:
         _require_fit(pair, decoder, options.k if strict_k else 1)
     repeated = len(data.pairs) - len({pair.id for pair in data.pairs})
     if repeated:
-        on_note(f"{repeated} examples have an id that another one has too")
+        say(f"{repeated} examples have an id that another one has too")
     check_leaf(decoder, pairs[0].prompt_ids)
-    compute = group_maker(decoder, options, batch_rows, on_note)
+    whose = f"process {team.rank}: " if team.size > 1 else ""
+    room = Room(batch_rows, recompute, lambda note: on_note(whose + note))
+    compute = group_maker(decoder, options, room, say)
+    members = [pairs[start : start + GROUP] for start in range(0, len(pairs), GROUP)]
+    facts = manifest(decoder, data, options)
     kept_groups = (
-        nullcontext(None)
-        if out is None
-        else PartialRun(out, manifest(decoder, data, options), restart)
+        nullcontext(None) if out is None or not team.leads else PartialRun(out, facts, restart)
     )
     try:
         with kept_groups as partial:
-            tensors, records = [], []
-            for number, start in enumerate(range(0, len(pairs), GROUP)):
-                members = pairs[start : start + GROUP]
-                group = partial.load(number) if partial else None
-                if group is None:
-                    group = compute(members)
-                    if partial:
-                        partial.save(number, *group)
-                tensors.append(group[0])
-                records += group[1]
-                on_examples(len(members))
-            stacked = {name: torch.cat([group[name] for group in tensors]) for name in tensors[0]}
+            groups = _groups(members, compute, facts, partial, team, on_examples)
+            records = [record for _, found in groups for record in found]
+            stacked = {
+                name: torch.cat([tensors[name] for tensors, _ in groups]) for name in groups[0][0]
+            }
             passport = write_passport(decoder, data, options, records)
             vector = _vector(decoder, options, stacked, records, passport, on_deltas)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         raise InputError(
-            "the device has too little memory for one example; use shorter prompts, "
+            "the device has too little memory for one example; use shorter prompts, --recompute, "
             "--dtype bfloat16 or --device-map auto"
         ) from error
     two_rows = sum(not record.get("packed", True) for record in records)
     if two_rows:
-        on_note(f"{two_rows} examples took two rows each: packing does not fit this model")
+        say(f"{two_rows} examples took two rows each: packing does not fit this model")
     if recommended is not None:
         vector = dataclasses.replace(
             vector, passport={**vector.passport, "recommended": dict(recommended)}
@@ -108,6 +116,53 @@ def finish(vector: SteeringVector, out: Path) -> None:
     """Saves the artifact, then removes the folder of finished groups."""
     vector.save(out)
     discard(out)
+
+
+def _groups(
+    members: Sequence[Sequence[TokenPair]],
+    compute: Callable[[Sequence[TokenPair]], Group],
+    facts: Mapping[str, Any],
+    partial: PartialRun | None,
+    team: Team,
+    on_examples: Callable[[int], None],
+) -> list[Group]:
+    """All groups: the kept ones, and the others computed by the team, one each at a time.
+
+    Args:
+        partial: where finished groups are kept; None where nothing is, and in all processes but
+            the first.
+    """
+    done: dict[int, Group] = {}
+    for number in range(len(members)):
+        group = partial.load(number) if partial else None
+        if group is not None:
+            done[number] = group
+    first = json.loads(team.share(json.dumps([facts, sorted(done)]).encode())[0])
+    _require_same(first[0], facts)
+    for number in first[1]:
+        (kept, *_) = team.share(to_bytes(*done[number]) if team.leads else b"")
+        done[number] = from_bytes(kept)
+        on_examples(len(members[number]))
+    missing = [number for number in range(len(members)) if number not in done]
+    for start in range(0, len(missing), team.size):
+        turn = missing[start : start + team.size]
+        mine = b""
+        if team.rank < len(turn):
+            mine = to_bytes(*compute(members[turn[team.rank]]))
+        for number, computed in zip(turn, team.share(mine), strict=False):
+            done[number] = from_bytes(computed)
+            if partial:
+                partial.save(number, *done[number])
+            on_examples(len(members[number]))
+    return [done[number] for number in range(len(members))]
+
+
+def _require_same(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raises InputError unless the first process and this one have the same task."""
+    differing = differences(there, json.loads(json.dumps(here)))
+    if differing:
+        listed = "; ".join(f"{name} is {two!r} here, {one!r} there" for name, one, two in differing)
+        raise InputError(f"not the same run as in process 0: {listed}")
 
 
 def _vector(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from offline.attribution import Attribution, Attributor
 from offline.baselines import baseline_embedding, mask_embedding
+from offline.batching import Room
 from offline.deltas import deltas, read_streams
 from offline.model import Decoder
 from offline.options import Baseline, ExtractOptions, Method, Mode, Read
@@ -19,7 +20,7 @@ Group = tuple[dict[str, Tensor], list[Record]]
 
 
 def group_maker(
-    decoder: Decoder, options: ExtractOptions, batch_rows: int, on_note: Callable[[str], None]
+    decoder: Decoder, options: ExtractOptions, room: Room, on_note: Callable[[str], None]
 ) -> Callable[[Sequence[TokenPair]], Group]:
     """The function that computes one group of examples with the method of `options`.
 
@@ -38,7 +39,7 @@ def group_maker(
             "--baseline zero here"
         )
     replacement = mask_embedding(decoder, options.mask, baseline)
-    attributor = Attributor(decoder, options, baseline, batch_rows)
+    attributor = Attributor(decoder, options, baseline, room)
     return lambda pairs: _grains_group(
         decoder, pairs, attributor.attribute(pairs), replacement, options
     )

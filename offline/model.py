@@ -15,6 +15,7 @@ from offline.blocks import find_blocks
 from offline.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CHECKED = 64
 
 
 @dataclass
@@ -143,7 +144,8 @@ def check_leaf(decoder: Decoder, ids: list[int]) -> None:
     Attribution differentiates with respect to `inputs_embeds`; a model that scales or adds to
     them only on the `input_ids` path would be attributed wrongly.
     """
-    tokens = torch.tensor([ids], device=decoder.device)
+    # A few tokens show it, and these are logits of every position.
+    tokens = torch.tensor([ids[:_CHECKED]], device=decoder.device)
     try:
         with torch.no_grad():
             plain = decoder.model(input_ids=tokens, use_cache=False).logits.float()

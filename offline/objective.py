@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from offline.batching import out_of_memory
 from offline.model import Decoder
 from offline.options import Objective
 from offline.prompts import TokenPair
@@ -37,6 +38,12 @@ def rows_of(pair: TokenPair, prompt: Tensor, packed: bool) -> list[Row]:
     if packed:
         return [Row(prompt, (chosen, rejected))]
     return [Row(prompt, (chosen,)), Row(prompt, (rejected,))]
+
+
+def row_length(pair: TokenPair, packed: bool) -> int:
+    """Tokens of the longest of these rows."""
+    both = len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+    return both if packed else pair.length
 
 
 def contrast(
@@ -79,12 +86,15 @@ def response_logps(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
 def batch_inputs(decoder: Decoder, rows: Sequence[Row]) -> dict[str, Tensor]:
     """Keyword arguments of one forward: inputs_embeds, attention_mask, position_ids."""
     embeds, positions = [], []
+    responses: dict[tuple[int, ...], Tensor] = {}  # most batches hold points of one example
     for row in rows:
         start = row.prompt.shape[0]
-        ids = [token for segment, _ in row.segments for token in segment]
+        ids = tuple(token for segment, _ in row.segments for token in segment)
         parts = [row.prompt.to(decoder.dtype)]
         if ids:
-            parts.append(decoder.embed(ids))
+            if ids not in responses:
+                responses[ids] = decoder.embed(list(ids))
+            parts.append(responses[ids])
         embeds.append(torch.cat(parts))
         positions.append(
             torch.cat(
@@ -95,12 +105,14 @@ def batch_inputs(decoder: Decoder, rows: Sequence[Row]) -> dict[str, Tensor]:
     lengths = torch.tensor([len(position) for position in positions])
     longest = int(lengths.max())
     if any(len(row.segments) > 1 for row in rows):
-        masks = {}
-        for row in rows:
-            key = _lengths(row)
-            if key not in masks:
-                masks[key] = _additive_mask(key, longest, decoder.dtype)
-        mask = torch.stack([masks[_lengths(row)] for row in rows])
+        keys = [_lengths(row) for row in rows]
+        masks = {key: _additive_mask(key, longest, decoder) for key in dict.fromkeys(keys)}
+        # The largest of the inputs: rows of one shape share it.
+        mask = (
+            masks[keys[0]].expand(len(rows), -1, -1, -1)
+            if len(masks) == 1
+            else torch.stack([masks[key] for key in keys])
+        )
     else:
         mask = (torch.arange(longest) < lengths[:, None]).long()
     return {
@@ -126,7 +138,7 @@ def may_pack(decoder: Decoder, pair: TokenPair) -> bool:
             together = response_logps(decoder, rows_of(pair, prompt, packed=True))[0]
             apart = response_logps(decoder, rows_of(pair, prompt, packed=False))
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if out_of_memory(error):
             raise
         return False  # this model or attention implementation does not take a 4-D mask
     alone = torch.cat([apart[0, : len(pair.chosen_ids)], apart[1, : len(pair.rejected_ids)]])
@@ -193,12 +205,16 @@ def _lengths(row: Row) -> tuple[int, ...]:
     return (row.prompt.shape[0], *(len(segment) for segment, _ in row.segments))
 
 
-def _additive_mask(lengths: tuple[int, ...], longest: int, dtype: torch.dtype) -> Tensor:
+def _additive_mask(lengths: tuple[int, ...], longest: int, decoder: Decoder) -> Tensor:
     """[1, longest, longest]: 0 where query sees key, the dtype's minimum elsewhere."""
-    sees = torch.ones(longest, longest, dtype=torch.bool).tril()
+    device, dtype = decoder.device, decoder.dtype
+    sees = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
     start = lengths[0]
     for length in lengths[1:]:
         sees[start + length :, start : start + length] = False
         start += length
-    sees[start:] = torch.eye(longest, dtype=torch.bool)[start:]  # padding sees itself: no NaN
-    return torch.zeros(1, longest, longest, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
+    padding = torch.arange(start, longest, device=device)
+    sees[start:] = False
+    sees[padding, padding] = True  # so that there is no NaN
+    mask = torch.zeros(1, longest, longest, dtype=dtype, device=device)
+    return mask.masked_fill_(~sees, torch.finfo(dtype).min)

@@ -14,7 +14,32 @@ from torch import Tensor
 from grains_vllm.vectors import write_aside
 from offline.errors import InputError
 
+Tensors = dict[str, Tensor]
+Records = list[dict[str, Any]]
+
 _MANIFEST, _LOCK, _GROUPS = "manifest.json", "lock", "group-*.safetensors"
+
+
+def to_bytes(tensors: Tensors, records: Records) -> bytes:
+    """A group as a safetensors file whose metadata holds the records as JSON."""
+    return safetensors.torch.save(tensors, metadata={"records": json.dumps(records)})
+
+
+def from_bytes(payload: bytes) -> tuple[Tensors, Records]:
+    """What `to_bytes` was given."""
+    size = int.from_bytes(payload[:8], "little")  # of the JSON header, which comes next
+    metadata = json.loads(payload[8 : 8 + size])["__metadata__"]
+    return safetensors.torch.load(payload), json.loads(metadata["records"])
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The facts of two manifests that are not the same: names and both values."""
+    one, two = _flat(there), _flat(here)
+    return [
+        (name, one.get(name), two.get(name))
+        for name in sorted(one | two)
+        if one.get(name) != two.get(name)
+    ]
 
 
 def folder_of(out: Path) -> Path:
@@ -78,19 +103,16 @@ class PartialRun:
             shutil.rmtree(self.folder)
         self._lock.close()
 
-    def load(self, group: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]] | None:
+    def load(self, group: int) -> tuple[Tensors, Records] | None:
         """The tensors and records of a finished group; None if it is missing or damaged."""
         try:
-            with safetensors.safe_open(self._path(group), framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return tensors, json.loads(file.metadata()["records"])
+            return from_bytes(self._path(group).read_bytes())
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
             return None
 
-    def save(self, group: int, tensors: dict[str, Tensor], records: list[dict[str, Any]]) -> None:
+    def save(self, group: int, tensors: Tensors, records: Records) -> None:
         """Keeps a finished group."""
-        payload = safetensors.torch.save(tensors, metadata={"records": json.dumps(records)})
-        write_aside(self._path(group), payload)
+        write_aside(self._path(group), to_bytes(tensors, records))
 
     def _path(self, group: int) -> Path:
         return self.folder / f"group-{group:05d}.safetensors"
@@ -113,15 +135,13 @@ class PartialRun:
 
     def _require_same(self, manifest: Path) -> None:
         try:
-            there = _flat(json.loads(manifest.read_text()))
+            differing = differences(json.loads(manifest.read_text()), self.manifest)
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{self.folder.name}: its manifest cannot be read ({error}); --restart discards it"
             ) from error
-        here = _flat(self.manifest)
-        differing = [name for name in sorted(here | there) if here.get(name) != there.get(name)]
         if differing:
-            facts = "; ".join(f"{n} was {there.get(n)!r}, now {here.get(n)!r}" for n in differing)
+            facts = "; ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in differing)
             raise InputError(
                 f"{self.folder.name}: left by a run that differs from this one ({facts}); repeat "
                 "that run's command to go on with it, or --restart discards it"

@@ -29,7 +29,7 @@ from benchmarks.kernels.formulas import FORMULAS, compare
 from benchmarks.kernels.generated import cpp_token_loops, generate, triton_kernels
 from benchmarks.kernels.models import ARCHITECTURES, LONGEST, Model
 from benchmarks.kernels.piece import Piece, Size
-from benchmarks.overhead.machine import code, hardware, versions
+from benchmarks.machine import code, hardware, versions
 from grains_vllm.vectors import write_aside
 
 ROOT = Path(__file__).parents[2]

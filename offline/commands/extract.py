@@ -32,6 +32,7 @@ from offline.options import (
     Objective,
     Read,
 )
+from offline.team import joined
 
 if TYPE_CHECKING:
     from offline.recipe_form import Recipe
@@ -42,7 +43,12 @@ _WHAT = {
     "validation": ": for `grains sweep`, disjoint from the pairs above",
     "test": ": for `grains evaluate`, disjoint from both",
 }
-_OF_GRAINS = ("ig_batch", "attributions", "deltas")  # besides the fields of ExtractOptions
+_OF_GRAINS = (
+    "ig_batch",
+    "recompute",
+    "attributions",
+    "deltas",
+)  # besides the fields of ExtractOptions
 
 
 def extract(
@@ -87,7 +93,17 @@ def extract(
     ig_tolerance: Annotated[
         float, typer.Option(help="Completeness gap that is good enough.")
     ] = _DEFAULTS.ig_tolerance,
-    ig_batch: Annotated[int, typer.Option(help="Rows per forward.")] = 8,
+    ig_batch: Annotated[
+        int | None,
+        typer.Option(help="Rows per forward; by default 8, fewer above 4096 tokens in all."),
+    ] = None,
+    recompute: Annotated[
+        bool | None,
+        typer.Option(
+            help="Compute activations twice instead of keeping them for the backward pass; by "
+            "default where one row is too large, which on a CPU means above 4096 tokens."
+        ),
+    ] = None,
     smoothgrad_samples: Annotated[int, typer.Option()] = _DEFAULTS.smoothgrad_samples,
     smoothgrad_noise: Annotated[
         float, typer.Option(help="Noise as a share of the embeddings' spread.")
@@ -132,9 +148,10 @@ def extract(
         for name in values.keys() - {"context"}
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
-    with input_errors(f"the same command goes on from {out.name}.partial, if it is there"):
+    going_on = f"the same command goes on from {out.name}.partial, if it is there"
+    with input_errors(going_on), joined() as team:
         require_choice("--dtype", dtype, ("float32", "bfloat16"))
-        if ig_batch < 1:
+        if ig_batch is not None and ig_batch < 1:
             raise InputError(f"--ig-batch is {ig_batch}, expected 1 or more")
         if strength is not None and not abs(strength) <= MAX_STRENGTH:
             limits = f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}"
@@ -145,7 +162,7 @@ def extract(
         options.require_meaning(name for name in given if name in (*_FIELDS, *_OF_GRAINS))
         files = _files(out, options.method, attributions, deltas, plan is not None)
         require_different(data=data, **files)
-        for path in files.values():
+        for path in files.values() if team.leads else ():
             require_writable(path, force)
 
         from offline import summary
@@ -165,7 +182,11 @@ def extract(
             sets = load_splits(plan, data, split=chosen, chat=options.chat, calibration=limit)
         pairs = next(iter(sets.values()))
         decoder = load_decoder(
-            model, dtype=dtype, device=device, device_map=device_map, blocks=blocks
+            model,
+            dtype=dtype,
+            device=team.device(device, device_map),
+            device_map=device_map,
+            blocks=blocks,
         )
         if plan and options.chat and not getattr(decoder.tokenizer, "chat_template", None):
             raise InputError(
@@ -180,12 +201,15 @@ def extract(
             notes.append(text)
             stderr.print(f"note: {text}")
 
-        with progress(len(pairs.pairs)) as advance:
+        with progress(len(pairs.pairs), visible=team.leads) as advance:
             vector, records = run(
                 decoder, pairs, options, out,
-                batch_rows=ig_batch, restart=restart, recommended=recommended,
-                strict_k="k" in given, on_examples=advance, on_note=note, on_deltas=kept.append,
+                batch_rows=ig_batch, recompute=recompute, team=team, restart=restart,
+                recommended=recommended, strict_k="k" in given,
+                on_examples=advance, on_note=note, on_deltas=kept.append,
             )  # fmt: skip
+        if not team.leads:
+            return
         if "attributions" in files:
             lines = "".join(json.dumps(record) + "\n" for record in records)
             write_aside(files["attributions"], lines.encode())

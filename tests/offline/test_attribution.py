@@ -6,6 +6,7 @@ from captum.attr import IntegratedGradients
 
 from offline.attribution import Attributor
 from offline.baselines import baseline_embedding, mask_embedding
+from offline.batching import Room
 from offline.errors import InputError
 from offline.options import AttributionMethod, Baseline, ExtractOptions, Mask, Objective
 from tests.offline.worlds import build_decoder, build_model, token_pairs
@@ -28,7 +29,7 @@ def plain_objective(decoder, pair, prompts, objective=Objective.mean):
 def attribute(decoder, pairs, rows=16, **options):
     options = ExtractOptions(**options)
     baseline = baseline_embedding(decoder, options.baseline)
-    return Attributor(decoder, options, baseline, rows).attribute(pairs)
+    return Attributor(decoder, options, baseline, Room(rows)).attribute(pairs)
 
 
 @pytest.fixture(scope="module")

@@ -305,12 +305,12 @@ def test_ctrl_c_leaves_no_artifact_and_the_same_command_goes_on(model, tmp_path)
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     partial = tmp_path / "v.safetensors.partial"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (partial / "group-00001.safetensors").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=30)
+    _, messages = process.communicate(timeout=120)
     assert process.returncode == 130
     assert b"the same command goes on" in messages and b"Traceback" not in messages
     assert not out.exists() and names(tmp_path) == ["pairs.jsonl", "v.safetensors.partial"]

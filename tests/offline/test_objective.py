@@ -64,8 +64,8 @@ def test_packing_is_refused_when_numbers_disagree(pairs, monkeypatch):
     # Let y- see y+: what an attention implementation that drops the mask would do.
     monkeypatch.setattr(
         "offline.objective._additive_mask",
-        lambda lengths, longest, dtype: torch.full(
-            (1, longest, longest), torch.finfo(dtype).min, dtype=dtype
+        lambda lengths, longest, decoder: torch.full(
+            (1, longest, longest), torch.finfo(decoder.dtype).min, dtype=decoder.dtype
         ).triu(1),
     )
     assert not may_pack(decoder, pairs[0])

@@ -1,0 +1,1 @@
+"""Everything that wants a GPU, in one go, on a machine without network."""

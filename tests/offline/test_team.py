@@ -1,0 +1,202 @@
+"""Several real processes that share one run, against one process that does all of it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from offline.cli import app
+from offline.errors import InputError
+from offline.extract import extract
+from offline.model import load_decoder
+from offline.options import ExtractOptions
+from offline.pairs import load_pairs
+from offline.team import Team, joined
+from tests.offline.worlds import rows, save_model, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = 20  # three groups
+
+# Runs one method after the other in one team; a file of the first process says what came out.
+SCRIPT = """
+import sys
+from pathlib import Path
+import typer
+from offline.console import input_errors
+from offline.extract import extract
+from offline.model import load_decoder
+from offline.options import ExtractOptions, Method
+from offline.pairs import load_pairs
+from offline.team import joined
+
+def main(model, data, folder, team):
+    decoder, pairs = load_decoder(model, device="cpu"), load_pairs(data)
+    for method in ("caa", "pca-diff", "icv", "random"):
+        vector, records = extract(
+            decoder, pairs, ExtractOptions(method=Method(method), k=3), team=team
+        )
+        vector.save(Path(folder) / f"{method}-{team.rank}.safetensors")
+
+def failing(model, data, folder, team):
+    import offline.attribution
+    from offline.errors import InputError
+    decoder, pairs = load_decoder(model, device="cpu"), load_pairs(data)
+    if team.rank == 1:
+        def attribute(self, pairs):
+            raise InputError(f"{pairs[0].pair.where}: cannot be done")
+        offline.attribution.Attributor.attribute = attribute
+    extract(
+        decoder, pairs, ExtractOptions(ig_points=8, k=3), Path(folder) / "v.safetensors", team=team
+    )
+
+def other_data(model, data, folder, team):
+    decoder, pairs = load_decoder(model, device="cpu"), load_pairs(data, limit=9 + team.rank)
+    extract(decoder, pairs, ExtractOptions(ig_points=8), team=team)
+
+if __name__ == "__main__":
+    try:
+        with input_errors(), joined() as team:
+            globals()[sys.argv[1]](*sys.argv[2:], team)
+    except typer.Exit as end:  # what the command line does
+        sys.exit(end.exit_code)
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("team")
+    save_model(folder / "tiny")
+    write_jsonl(folder / "pairs.jsonl", rows(EXAMPLES))
+    (folder / "script.py").write_text(SCRIPT)
+    return folder
+
+
+def launch(*arguments, processes=2):
+    """torchrun, or one ordinary process; both with one thread, since that changes the last bits."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
+
+
+def grains_extract(world, out, *more, processes=2):
+    options = ["--ig-points", "8", "--k", "3", "--device", "cpu", *more]
+    return launch(
+        "-m", "offline", "extract", "--model", world / "tiny", "--data", world / "pairs.jsonl",
+        "--out", out, *options, processes=processes,
+    )  # fmt: skip
+
+
+def test_two_processes_make_the_same_files_and_go_on_from_one(world, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    names = ["v.safetensors", "v.attributions.jsonl", "deltas.safetensors"]
+
+    def run(folder, processes):
+        out, deltas = tmp_path / folder / names[0], tmp_path / folder / names[2]
+        done = grains_extract(world, out, "--deltas", deltas, processes=processes)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    run("one", 1)
+
+    # Two processes go on with what one has left behind: its first group.
+    def interrupt(_count):
+        raise KeyboardInterrupt
+
+    decoder = load_decoder(str(world / "tiny"), device="cpu")
+    data = load_pairs(str(world / "pairs.jsonl"))
+    options = ExtractOptions(ig_points=8, k=3)
+    with pytest.raises(KeyboardInterrupt):
+        extract(decoder, data, options, tmp_path / "two" / names[0], on_examples=interrupt)
+    kept = tmp_path / "two" / f"{names[0]}.partial" / "group-00000.safetensors"
+    assert kept.is_file()
+    done = run("two", 2)
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(names)
+    # Shown once, although both have run.
+    assert done.stdout.count("wrote ") == 3 and done.stdout.count("Completeness") == 1
+    assert done.stderr.count("see --chat") == 1
+    assert len(re.findall(rf"{EXAMPLES}/{EXAMPLES}", done.stderr)) == 1
+
+
+def test_every_method_can_be_shared(world, tmp_path):
+    done = launch(world / "script.py", "main", world / "tiny", world / "pairs.jsonl", tmp_path)
+    assert done.returncode == 0, done.stderr
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    launch(world / "script.py", "main", world / "tiny", world / "pairs.jsonl", alone, processes=1)
+    for method in ("caa", "pca-diff", "icv", "random"):
+        expected = (alone / f"{method}-0.safetensors").read_bytes()
+        for rank in (0, 1):
+            assert (tmp_path / f"{method}-{rank}.safetensors").read_bytes() == expected
+
+
+def test_the_error_of_one_process_ends_all_with_one_message(world, tmp_path):
+    arguments = world / "tiny", world / "pairs.jsonl", tmp_path
+    done = launch(world / "script.py", "failing", *arguments)
+    assert done.returncode != 0
+    messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert messages == ["error: process 1: pairs.jsonl, line 9: cannot be done"]
+    assert "[rank" not in done.stderr  # no process has left with a traceback
+    assert not (tmp_path / "v.safetensors").exists()
+
+
+def test_processes_that_read_different_data_are_refused(world, tmp_path):
+    done = launch(
+        world / "script.py", "other_data", world / "tiny", world / "pairs.jsonl", tmp_path
+    )
+    messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 1 and "not the same run as in process 0" in messages[0]
+
+
+def test_an_error_that_all_processes_have_is_shown_once(world, tmp_path):
+    done = grains_extract(world, tmp_path / "v.safetensors", "--device-map", "auto")
+    messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert messages == ["error: --device-map spreads one process over the GPUs; start just one"]
+    assert "[rank" not in done.stderr and done.returncode != 0
+
+
+def test_devices(monkeypatch):
+    assert Team().device("cuda:1", "auto") == "cuda:1"
+    second = Team(rank=5, size=8, local_rank=1)
+    with pytest.raises(InputError, match="--device is 'cuda:0', but each of 8 processes"):
+        second.device("cuda:0", None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert second.device("auto", None) == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert second.device("auto", None) == second.device("cuda", None) == "cuda:1"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(InputError, match="process 1 of this machine finds 1 GPUs"):
+        second.device("cuda", None)
+
+
+def test_without_a_launcher_there_is_a_team_of_one(monkeypatch):
+    with joined() as team:
+        assert team == Team() and team.share(b"mine") == [b"mine"]
+    monkeypatch.setenv("WORLD_SIZE", "2")  # but no RANK: a cluster's variable, not a launcher's
+    with joined() as team:
+        assert team.size == 1
+    monkeypatch.setenv("RANK", "0")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"torchrun has not set all.*MASTER_ADDR"), joined():
+        pass
+
+
+def test_commands_that_share_nothing_are_refused_under_a_launcher(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    result = CliRunner().invoke(app, ["inspect", "v.safetensors"])
+    assert result.exit_code == 2
+    assert "2 processes of `grains inspect` would all do the same" in result.stderr
