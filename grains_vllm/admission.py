@@ -1,5 +1,6 @@
 """Which engines can be steered: the one place that says no at start, and why."""
 
+import os
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
@@ -9,6 +10,20 @@ from grains_vllm.errors import GrainsConfigError
 from grains_vllm.log_lines import logger
 from grains_vllm.plugin import RUNNER_V1, RUNNER_V2, unsupported
 from grains_vllm.vectors import ArtifactError, ModelFingerprint
+
+_V2 = "VLLM_USE_V2_MODEL_RUNNER"
+_RANKS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+def prefer_compared_runner(engine_args: Any) -> None:
+    """Chooses the V1 model runner for several ranks, unless the operator has chosen one.
+
+    Args:
+        engine_args: vllm.engine.arg_utils.EngineArgs.
+    """
+    if _V2 not in os.environ and any(getattr(engine_args, name) > 1 for name in _RANKS):
+        os.environ[_V2] = "0"
+        logger().info("grains: %s=0 (several ranks were compared on the V1 model runner only)", _V2)
 
 
 def require_engine(vllm_config: Any, catalogue: Catalogue) -> None:
@@ -96,6 +111,14 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "a multimodal model",
         lambda c: bool(c.model_config.is_multimodal_model),
         "steering beside images or sound is not yet shown to be correct; serve a text-only model",
+    ),
+    (
+        f"{_V2}=1 and tensor, pipeline or data parallelism",
+        lambda c: (
+            bool(c.use_v2_model_runner)
+            and any(getattr(c.parallel_config, name) > 1 for name in _RANKS)
+        ),
+        f"several ranks were compared on the V1 model runner only; set {_V2}=0",
     ),
     (
         f"--speculative-config of a method other than {' and '.join(_DRAFTS)}",

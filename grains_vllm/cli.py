@@ -79,12 +79,13 @@ def _create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
         asked = self.additional_config
         if not isinstance(asked, dict) or KEY not in asked:
             return original(self, *args, **kwargs)
-        from grains_vllm.admission import require_engine
+        from grains_vllm.admission import prefer_compared_runner, require_engine
         from grains_vllm.plugin import enable
         from grains_vllm.registry import share
 
         enable()
         catalogue = read_catalogue(asked[KEY])
+        prefer_compared_runner(self)
         self.additional_config = {**asked, KEY: catalogue.to_json()}
         try:
             vllm_config = original(self, *args, **kwargs)

@@ -97,6 +97,7 @@ ENGINE = (
     TouchPoint(_SCHEDULED, "SchedulerOutput", ("finished_req_ids", "scheduled_new_reqs")),
     TouchPoint(_SCHEDULED, "NewRequestData", ("req_id", "sampling_params")),
     TouchPoint("vllm.utils", "length_from_prompt_token_ids_or_embeds"),
+    TouchPoint("vllm.utils.platform_utils", "is_pin_memory_available"),
     TouchPoint("vllm.model_executor.models.utils", "PPMissingLayer"),
 )
 # The model runners, of which an engine has one; the other need not be importable.

@@ -43,7 +43,9 @@ class Routing:
         steered_tokens: tokens that some vector has shifted, recomputed ones again.
     """
 
-    def __init__(self, max_tokens: int, parts: int, device: torch.device) -> None:
+    def __init__(
+        self, max_tokens: int, parts: int, device: torch.device, pin_memory: bool = False
+    ) -> None:
         self._rows: dict[str, int] = {}  # of the table, by request
         self._free: list[int] = []
         self._bounded: set[str] = set()  # requests steered at some positions only
@@ -55,6 +57,7 @@ class Routing:
         self.strength = self._device.view(torch.float32)[..., 1]
         # The device's rows up to the last one that may be other than zero.
         self._written = np.zeros((0, parts), np.int64)
+        self._pin_memory = pin_memory
         self._steered = 0  # tokens of the batch in the buffers
         # Batches that leave the buffers as they are: the same requests with the same counts, and
         # what they have computed, step by step (None: whatever that is).
@@ -168,7 +171,7 @@ class Routing:
         # Fresh memory each time: the copy may still run when the next batch is filled. (Torch
         # gives a pinned block away again only after the copies from it have ended.)
         staged = torch.empty(
-            (rows, *self._device.shape[1:]), dtype=torch.int32, pin_memory=self._device.is_cuda
+            (rows, *self._device.shape[1:]), dtype=torch.int32, pin_memory=self._pin_memory
         )
         after = staged.numpy().view(np.int64)[..., 0]
         for part in range(len(on)):  # By columns: numpy would go along the shorter axis.

@@ -21,6 +21,9 @@ def install(runner: Any, requests: SteeredRequests) -> None:
     for name in ("input_batch", "use_async_spec_decode", "num_computed_tokens"):
         if not hasattr(runner, name):  # Attributes of objects are not among the touch points.
             raise GrainsConfigError(f"--enable-grains: {type(runner).__name__} has no {name}")
+    for name in ("req_ids", "num_reqs", "num_computed_tokens_cpu"):
+        if not hasattr(runner.input_batch, name):
+            raise GrainsConfigError(f"--enable-grains: the runner's input_batch has no {name}")
     execute_model, prepare_inputs = runner.execute_model, runner._prepare_inputs
     dummy_run = runner._dummy_run
 

@@ -19,6 +19,8 @@ def install(runner: Any, requests: SteeredRequests) -> None:
     for name in ("req_states", "speculative_config"):
         if not hasattr(runner, name):  # Attributes of objects are not among the touch points.
             raise GrainsConfigError(f"--enable-grains: {type(runner).__name__} has no {name}")
+    if not hasattr(getattr(runner.req_states, "num_computed_tokens", None), "gpu"):
+        raise GrainsConfigError("--enable-grains: its req_states has no num_computed_tokens.gpu")
     execute_model, prepare_inputs = runner.execute_model, runner.prepare_inputs
     dummy_run = runner._dummy_run
 

@@ -155,6 +155,8 @@ def install(worker: Any, catalogue: Catalogue) -> Steerer:
     Raises:
         GrainsConfigError, ArtifactError: the model or a vector is not what it was said to be.
     """
+    from vllm.utils.platform_utils import is_pin_memory_available
+
     runner = worker.model_runner
     tell = _adapter(runner)
     layers, num_layers = find_layers(runner.get_model())
@@ -168,7 +170,12 @@ def install(worker: Any, catalogue: Catalogue) -> Steerer:
     store = Store(model, [layer for layer in limits.layers if layer in layers])
     store.replace(catalogue.vectors.values())
     bank = Bank(store, limits.slots, model.hidden_size, runner.device)
-    routing = Routing(runner.max_num_tokens, limits.max_vectors_per_request, runner.device)
+    routing = Routing(
+        runner.max_num_tokens,
+        limits.max_vectors_per_request,
+        runner.device,
+        is_pin_memory_available(),
+    )
     for row, index in enumerate(store.layers):
         attach(
             layers[index],

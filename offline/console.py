@@ -98,6 +98,8 @@ def require_writable(path: Path, force: bool) -> None:
     """Raises InputError unless `path` can be made, and is new or may be overwritten."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a file name")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is a device or a pipe, expected a file name")
     if path.exists() and not force:
         raise InputError(f"{path}: exists; --force overwrites it")
     try:

@@ -73,14 +73,16 @@ class Team:
 
         if device_map is not None:
             raise InputError("--device-map spreads one process over the GPUs; start just one")
-        if asked.startswith("cuda:"):
+        if asked not in ("cuda", "cpu", "auto"):
             raise InputError(
                 f"--device is '{asked}', but each of {self.size} processes takes a GPU of its own; "
                 "expected cuda, cpu or auto"
             )
         if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
             return "cpu"
-        if torch.cuda.is_available() and self.local_rank >= torch.cuda.device_count():
+        if not torch.cuda.is_available():
+            raise InputError("--device is 'cuda', but PyTorch finds no CUDA device here")
+        if self.local_rank >= torch.cuda.device_count():
             raise InputError(
                 f"process {self.local_rank} of this machine finds {torch.cuda.device_count()} "
                 "GPUs; start one process per GPU"

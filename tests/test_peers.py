@@ -1,7 +1,14 @@
 """The comparison with peers tells a contestant that steers from one that does not."""
 
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
 from benchmarks.peers.__main__ import ratios
 from benchmarks.peers.facts import TOKENS, UNKNOWN, facts
+from benchmarks.peers.vllm_peers import VllmPeer
 
 SHIFT = {None: 0, "a": 100, "b": 200}
 
@@ -50,3 +57,15 @@ def test_one_whose_cache_knows_prompts_only():
 def test_ratios_are_taken_within_rounds():
     found = {"vLLM": {"1": [10.0, 20.0, 40.0]}, "grains-vllm": {"1": [9.0, 20.0, 20.0]}}
     assert ratios(found) == {"grains-vllm": {"1": 0.9}}
+
+
+@pytest.mark.parametrize(("gpu", "share"), [(True, 0.2), (False, None)])
+def test_contestants_share_a_gpu(monkeypatch, tmp_path, gpu, share):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_PLUGINS"):
+        monkeypatch.setenv(name, "")  # which the contestant sets, and this takes back
+    asked = {}
+    llm = SimpleNamespace(LLM=lambda model, **arguments: asked.update(arguments))
+    monkeypatch.setitem(sys.modules, "vllm", llm)
+    VllmPeer("vllm", tmp_path, eager=False)
+    assert asked.get("gpu_memory_utilization") == share

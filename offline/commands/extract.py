@@ -181,6 +181,7 @@ def extract(
             chosen = split if "split" in given else None
             sets = load_splits(plan, data, split=chosen, chat=options.chat, calibration=limit)
         pairs = next(iter(sets.values()))
+        team.share()  # What one process finds wrong by now spares all of them the model.
         decoder = load_decoder(
             model,
             dtype=dtype,

@@ -25,7 +25,8 @@ _READS: dict[str, dict[str, str]] = {
             "enable_sleep_mode using_transformers_backend"
         ),
         "vllm.config.ParallelConfig": (
-            "data_parallel_size data_parallel_size_local data_parallel_external_lb "
+            "tensor_parallel_size pipeline_parallel_size data_parallel_size "
+            "data_parallel_size_local data_parallel_external_lb "
             "data_parallel_hybrid_lb decode_context_parallel_size prefill_context_parallel_size "
             "enable_dbo ubatch_size use_sequence_parallel_moe enable_elastic_ep"
         ),

@@ -75,7 +75,7 @@ def digest(code: str) -> str:
 
 
 def _set_on_self(cls: griffe.Class) -> Iterator[str]:
-    for node in ast.walk(_tree(cls)):
+    for node in _own_nodes(_tree(cls).body[0]):
         if (
             isinstance(node, ast.Attribute)
             and isinstance(node.ctx, ast.Store)
@@ -83,6 +83,14 @@ def _set_on_self(cls: griffe.Class) -> Iterator[str]:
             and node.value.id == "self"
         ):
             yield node.attr
+
+
+def _own_nodes(cls: ast.AST) -> Iterator[ast.AST]:
+    """What a class says, without the classes inside it, whose `self` is another."""
+    for node in ast.iter_child_nodes(cls):
+        if not isinstance(node, ast.ClassDef):
+            yield node
+            yield from _own_nodes(node)
 
 
 def _tree(found: griffe.Object | griffe.Alias) -> ast.Module:

@@ -26,7 +26,8 @@ def vllm_config(world, monkeypatch):
     """vllm_config(model, yaml, **engine_args) -> the VllmConfig that an engine would get."""
     from vllm.engine.arg_utils import EngineArgs
 
-    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "")  # Restored even where it was not set.
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER")
     plugin.register()
 
     def build(model="llama", yaml="llama.yaml", steered=True, **more):
@@ -164,6 +165,18 @@ def test_the_model_runner_is_vllms_own_choice(vllm_config, triton, monkeypatch, 
     assert steered.use_v2_model_runner == plain.use_v2_model_runner
     assert steered.use_v2_model_runner == (chosen == "1") or chosen is None
     assert os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == chosen
+
+
+RANKS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_several_ranks_run_on_v1_unless_told_otherwise(vllm_config, triton, monkeypatch, ranks):
+    assert not vllm_config(**{ranks: 2}).use_v2_model_runner
+    assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(GrainsConfigError, match=r"parallelism.*set VLLM_USE_V2_MODEL_RUNNER=0"):
+        vllm_config(**{ranks: 2})
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,9 @@ def test_dummy_tokens_are_not_steered(world):
 class Runner:
     """The attributes and methods that both adapters look for."""
 
-    use_async_spec_decode = num_computed_tokens = input_batch = req_states = None
-    speculative_config = None
+    use_async_spec_decode = num_computed_tokens = speculative_config = None
+    input_batch = SimpleNamespace(req_ids=[], num_reqs=0, num_computed_tokens_cpu=None)
+    req_states = SimpleNamespace(num_computed_tokens=SimpleNamespace(gpu=None))
 
     def execute_model(self): ...
 
@@ -144,6 +145,10 @@ def test_a_runner_of_another_engine_is_not_touched(world, adapter):
 def test_a_runner_that_has_changed_is_refused(world, adapter):
     with pytest.raises(GrainsConfigError, match="SimpleNamespace has no"):
         adapter.install(SimpleNamespace(), world[0])
+    runner = Runner()
+    runner.input_batch = runner.req_states = SimpleNamespace()
+    with pytest.raises(GrainsConfigError, match=r"has no (req_ids|num_computed_tokens\.gpu)"):
+        adapter.install(runner, world[0])
 
 
 @pytest.mark.parametrize(
