@@ -5,7 +5,8 @@ with them the completeness, agree; the last column says how well. Rows per forwa
 `grains extract` chooses by itself. captum runs around the plain way to write the objective (a
 forward per response, logits everywhere). Every measurement is a process of its own, whose peak
 memory is thus its own; contestants and cells take turns, and what --out already holds is not
-measured again. On CPUs processor time counts, which other work on the machine changes less.
+measured again, save what ran out of memory without --memory-gib. On CPUs processor time counts,
+which other work on the machine changes less.
 
     python -m benchmarks.extraction_grid --out grid.json --plot grid.png
     python -m benchmarks.extraction_grid --shapes 1.5b 8b --device cuda --dtype bfloat16 \
@@ -32,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -42,6 +43,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.extraction import build_pairs, captum_scores
+from benchmarks.overhead.record import OTHERWISE
 from grains_vllm.vectors import write_aside
 from offline.attribution import Attributor, Example
 from offline.baselines import baseline_embedding
@@ -272,8 +274,35 @@ def installed(name: str) -> str | None:
 
 
 def load(out: Path) -> dict[str, Any]:
-    if out.is_file():
-        return json.loads(out.read_text())
+    """The figures that are there, or none; ends the program where they are of another machine."""
+    new = empty()
+    if not out.is_file():
+        return new
+    try:
+        report: dict[str, Any] = json.loads(out.read_text())
+        for block in ("hardware", "versions"):
+            if report[block] != new[block]:
+                refuse(
+                    f"{out}: {block} {report[block]} there, {new[block]} now: give another --out"
+                )
+        for cell in report["cells"].values():
+            cell["runs"] = [run for run in cell["runs"] if not unasked(run)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        refuse(f"{out} is no result of this benchmark: {type(error).__name__}: {error}")
+    return report
+
+
+def refuse(text: str) -> NoReturn:
+    print(text, file=sys.stderr)
+    raise SystemExit(OTHERWISE)
+
+
+def unasked(run: dict[str, Any]) -> bool:
+    """Whether it ran out of memory that nobody had limited: no figure, but a failure."""
+    return bool(run.get("too_little_memory")) and run["limit_gib"] is None
+
+
+def empty() -> dict[str, Any]:
     return {
         "hardware": {
             "machine": platform.processor() or platform.machine(),
@@ -313,8 +342,9 @@ def show(report: dict[str, Any]) -> None:
     for name, cell in report["cells"].items():
         runs = cell["runs"]
         if any(run.get("too_little_memory") for run in runs):
-            limit = runs[0]["limit_gib"]
-            table.add_row(name, str(len(runs)), f"does not fit into {limit} GiB")
+            limit = next(run["limit_gib"] for run in runs if run.get("too_little_memory"))
+            memory = "the memory there is" if limit is None else f"{limit} GiB"
+            table.add_row(name, str(len(runs)), f"does not fit into {memory}")
             continue
         keys = ("seconds_per_point", "seconds_per_example", "peak_bytes",
                 "peak_bytes_above_model", "flop_per_second")  # fmt: skip
@@ -393,7 +423,7 @@ def main() -> None:
             for cell in cells:
                 kept = report["cells"].setdefault(cell.name, {"cell": asdict(cell), "runs": []})
                 if kept["cell"] != asdict(cell):
-                    raise SystemExit(f"{cell.name}: {args.out} has it with other settings")
+                    refuse(f"{cell.name}: {args.out} has it with other settings")
                 bar.update(task, description=cell.name)
                 if len(kept["runs"]) <= number:
                     kept["runs"].append(run(cell, args.timeout))
@@ -402,6 +432,11 @@ def main() -> None:
     show(report)
     if args.plot is not None:
         plot(report, args.plot)
+    failed = [
+        name for name, cell in report["cells"].items() if any(unasked(run) for run in cell["runs"])
+    ]
+    if failed:
+        raise SystemExit(f"out of memory: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,8 @@ CASES: dict[str, Case] = {
 
 def routing_times(case: Case, requests: int, parts: int, args: argparse.Namespace) -> list[int]:
     """Nanoseconds of each step."""
-    routing, times = Routing(MAX_TOKENS, parts, torch.device(args.device)), []
+    device, times = torch.device(args.device), []
+    routing = Routing(MAX_TOKENS, parts, device, pin_memory=device.type == "cuda")
     for step in islice(case(requests, parts), WARM_UP + args.steps):
         gone, came, req_ids, scheduled, computed = step
         tokens = int(scheduled.sum())

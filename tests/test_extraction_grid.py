@@ -11,6 +11,7 @@ from benchmarks.overhead.record import OTHERWISE
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     out = tmp_path / "grid.json"
+    monkeypatch.setenv("COLUMNS", "200")
 
     def run(found, *more):
         words = f"grid --shapes 4x256 --prompts 64 --contestants grains --out {out}".split()

@@ -13,9 +13,9 @@ from typing import Any
 from benchmarks import machine
 from grains_vllm.vectors import write_aside
 
-# Without these most steps fail; without the others there is no picture, or no `extraction-8b`.
+# Without these steps fail; no step asks for the others (pictures, and captum to compare with).
 NEEDED = ("vllm", "torch", "transformers", "tokenizers", "safetensors", "yaml", "numpy", "aiohttp",
-          "rich", "psutil", "prometheus_client", "scipy")  # fmt: skip
+          "rich", "psutil", "prometheus_client", "scipy", "typer")  # fmt: skip
 OPTIONAL = ("matplotlib", "captum")
 
 

@@ -70,11 +70,15 @@ def engines(args: argparse.Namespace) -> Iterator[Engine]:
                 yield Engine(model, tuple(range(layers)), 2)
 
 
-def run(engine: Engine, folder: Path) -> dict[str, Any]:
+def run(engine: Engine, folder: Path, runner: int) -> dict[str, Any]:
     """Starts the engine, counts, ends it.
 
+    Args:
+        runner: 1 or 2, vLLM's model runner.
+
     Raises:
-        RuntimeError: it failed; the message ends with what it printed.
+        RuntimeError: it failed, and the message ends with what it printed, or it runs another
+            model runner.
     """
     model = engine.model.write(folder / "model")
     arguments: dict[str, Any] = {
@@ -100,6 +104,7 @@ def run(engine: Engine, folder: Path) -> dict[str, Any]:
             **os.environ,
             # Nothing compiled elsewhere: sources are read from there afterwards.
             "VLLM_CACHE_ROOT": str(cache),
+            "VLLM_USE_V2_MODEL_RUNNER": str(runner - 1),
             **({} if engine.steered else {"VLLM_PLUGINS": "none"}),
         },
         capture_output=True,
@@ -108,6 +113,10 @@ def run(engine: Engine, folder: Path) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{engine.name} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(answered.read_text())
+    if result["v2_runner"] != (runner == 2):
+        raise RuntimeError(
+            f"{engine.name}: V2 model runner is {result['v2_runner']}, asked {runner}"
+        )
     loops = dict(_loops(cache))
     idle, *steered = result.pop("kernels")
     return {
@@ -286,30 +295,35 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256, help="a multiple of 64")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--runner", type=int, choices=(1, 2), default=1, help="vLLM's model runner")
     parser.add_argument("--rounds", type=int, default=25, help="of the formulas' timing; 0: none")
     parser.add_argument("--out", type=Path, help="write the figures here (JSON)")
     args = parser.parse_args()
-    measured = {}
-    for engine in track(list(engines(args)), "engines"):
-        with tempfile.TemporaryDirectory() as folder:
-            measured[engine.name] = run(engine, Path(folder))
+    measured: dict[str, dict[str, Any]] = {}
     report: dict[str, Any] = {
         "settings": {key: value for key, value in vars(args).items() if key != "out"},
         "versions": versions(),
         "hardware": hardware(),
         "code": code(),
-        "summary": summarise(measured),
-        "per_layer": per_layer(measured),
         "engines": measured,
     }
+    for engine in track(list(engines(args)), "engines"):
+        with tempfile.TemporaryDirectory() as folder:
+            measured[engine.name] = run(engine, Path(folder), args.runner)
+        report |= {"summary": summarise(measured), "per_layer": per_layer(measured)}
+        _write(report, args.out)  # each engine takes its minute, and the next may fail
     if not torch.cuda.is_available():
         report["generated_for_cuda"] = generated_for_cuda()
     if args.rounds:
         sizes = [Size(4096, 1), Size(4096, 2), Size(1024, 1)]
         report["formulas"] = compare(sizes, [2, 16, 256], args.rounds)
     show(report)
-    if args.out is not None:
-        write_aside(args.out, json.dumps(report, indent=2).encode())
+    _write(report, args.out)
+
+
+def _write(report: dict[str, Any], out: Path | None) -> None:
+    if out is not None:
+        write_aside(out, json.dumps(report, indent=2).encode())
 
 
 if __name__ == "__main__":

@@ -30,10 +30,12 @@ def main(job_path: str, result_path: str) -> None:
 
     job = json.loads(Path(job_path).read_text())
     llm = LLM(job["model"], skip_tokenizer_init=True, load_format="dummy", **job["engine"])
-    compiled = llm.llm_engine.vllm_config.compilation_config
+    config = llm.llm_engine.vllm_config
+    compiled = config.compilation_config
     result = {
         "mode": compiled.mode.name,
         "cudagraph_mode": compiled.cudagraph_mode.name,
+        "v2_runner": bool(config.use_v2_model_runner),
         "kernels": [decode_step(llm, steering) for steering in job["steering"]],
     }
     Path(result_path).write_text(json.dumps(result))

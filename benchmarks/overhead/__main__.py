@@ -8,7 +8,6 @@ was interrupted.
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -26,9 +25,10 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.overhead.arms import ARMS, DEFAULT, PLAIN
 from benchmarks.overhead.hosts import Host, HostError, Load, Setup, engines, servers
-from benchmarks.overhead.record import UNFINISHED, Key, Record, RecordError
+from benchmarks.overhead.record import OTHERWISE, UNFINISHED, Key, Record, RecordError, read
 from benchmarks.overhead.shapes import SHAPES, write_catalogue, write_model
 from benchmarks.overhead.summary import METRICS, Line, lines, unmet
+from benchmarks.server import ServerError
 
 BENCHES = ("serve", "latency", "throughput")
 WARM_UP_TOKENS = 4
@@ -38,7 +38,10 @@ console = Console(width=None if sys.stdout.isatty() else 110)
 def main() -> int:
     args = _arguments()
     if args.show is not None:
-        document = json.loads(args.show.read_text())
+        try:
+            document = read(args.show)
+        except RecordError as error:
+            return _refused(error)
         show(document)
         if args.plot is not None:
             plot(document, args.plot)
@@ -47,18 +50,26 @@ def main() -> int:
     setup, settings = prepare(args)
     try:
         record = Record(args.out, settings)
+    except RecordError as error:
+        _refused(error)
+        return OTHERWISE
+    try:
         for bench in args.benches:
             left = None if args.minutes is None else args.minutes * 60 - time.monotonic() + began
             measure(bench, args, setup, record, left)
-    except (RecordError, HostError) as error:
-        console.print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
-        return 1
+    except (HostError, ServerError) as error:
+        return _refused(error)
     document = record.document()
     if len(record):
         show(document)
         if args.plot is not None:
             plot(document, args.plot)
     return UNFINISHED if any(_pending(bench, args, record) for bench in args.benches) else 0
+
+
+def _refused(error: Exception) -> int:
+    console.print(str(error), style="red", soft_wrap=True, markup=False, highlight=False)
+    return 1
 
 
 def _arguments() -> argparse.Namespace:
@@ -175,7 +186,7 @@ def show(document: dict[str, Any]) -> None:
     for line in unmet(found):
         console.print(
             f"missed: {line.bench}, batch {line.size}, {line.arm}, {METRICS[line.metric]}: "
-            f"{line.median_ratio:.3f}, wanted {line.target}"
+            f"{_ratio(line)}, wanted {line.target}"
         )
 
 
@@ -189,13 +200,17 @@ def _table(title: str, found: Sequence[Line]) -> Table:
             table.add_row(
                 METRICS[metric] if plain else "",
                 line.arm,
-                f"{median(line.values):.3f}",
-                "" if plain else f"{line.median_ratio:.3f}",
+                f"{median(line.values):.3f}" if line.values else "not measured",
+                "" if plain else _ratio(line),
                 "" if low is None or high is None else f"{low:.3f} to {high:.3f}",
                 "" if line.target is None else f"{line.target:.2f} {line.verdict}",
             )
         table.add_section()
     return table
+
+
+def _ratio(line: Line) -> str:
+    return "not measured" if line.median_ratio is None else f"{line.median_ratio:.3f}"
 
 
 def plot(document: dict[str, Any], path: Path) -> None:

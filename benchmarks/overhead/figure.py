@@ -1,5 +1,6 @@
 """Ratios to plain as one picture: every round a dot, the median a bar, the target a line."""
 
+import statistics
 from collections.abc import Sequence
 
 import matplotlib
@@ -14,11 +15,11 @@ _WIDTH = 0.7  # of the space between two arms, shared by all sizes
 
 def ratios(found: Sequence[Line], title: str) -> Figure:
     """One panel per benchmark and metric; within it a group per arm and a colour per batch size."""
-    shown = [line for line in found if line.arm != PLAIN]
+    shown = [line for line in found if line.arm != PLAIN and line.ratios]
     panels = list(dict.fromkeys((line.bench, line.metric) for line in shown))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.6 + 2.4 * len(panels)), layout="constrained")
-        axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+        axes = list(figure.subplots(len(panels), 1, squeeze=False)[:, 0]) if panels else []
         for place, (bench, metric) in zip(axes, panels, strict=True):
             _panel(place, [x for x in shown if (x.bench, x.metric) == (bench, metric)])
             place.set_title(f"vllm bench {bench}: {METRICS[metric]}, ratio to plain vLLM")
@@ -35,7 +36,8 @@ def _panel(axes: matplotlib.axes.Axes, found: Sequence[Line]) -> None:
         x = arms.index(line.arm) + step * (sizes.index(line.size) - (len(sizes) - 1) / 2)
         colour = LINES[sizes.index(line.size)]
         axes.plot([x] * len(line.ratios), line.ratios, "o", color=colour, markersize=3, alpha=0.45)
-        axes.plot([x - step / 3, x + step / 3], [line.median_ratio] * 2, color=colour, linewidth=2)
+        middle = statistics.median(line.ratios)
+        axes.plot([x - step / 3, x + step / 3], [middle] * 2, color=colour, linewidth=2)
         if line.low is not None and line.high is not None:
             axes.plot([x, x], [line.low, line.high], color=colour, linewidth=1)
     for place, arm in enumerate(arms):

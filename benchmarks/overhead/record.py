@@ -1,6 +1,7 @@
 """What was measured, in one JSON file that grows, so that an interrupted run goes on."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 from grains_vllm.vectors import write_aside
 
-UNFINISHED = 3  # the exit status where --minutes were over before everything was measured
+# Exit statuses: --minutes were over before everything was measured; and there is a result that
+# cannot be gone on with, such as one of another machine.
+UNFINISHED, OTHERWISE = 3, 4
 Figures = dict[str, Any]
 
 
@@ -45,19 +48,20 @@ class Record:
         """Goes on with the file if it is there.
 
         Raises:
-            RecordError: the file was measured with other settings.
+            RecordError: the file was measured with other settings, or is no record.
         """
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self.engines: dict[str, Any] = {}
         self.starts = 0
         self._found: dict[Key, Figures] = {}
         if path.is_file():
-            self._take(json.loads(path.read_text()))
+            self._take(read(path))
 
     def _take(self, document: dict[str, Any]) -> None:
         before = document["settings"]
         names = sorted(set(before) | set(self.settings))
-        differing = [n for n in names if before.get(n) != self.settings.get(n)]
+        there, now = _without_drivers(before), _without_drivers(self.settings)
+        differing = [n for n in names if there.get(n) != now.get(n)]
         if differing:
             listed = "; ".join(
                 f"{n}: {before.get(n)!r} there, {self.settings.get(n)!r} now" for n in differing
@@ -86,8 +90,11 @@ class Record:
                     del self._found[key]
 
     def add(self, key: Key, figures: Figures) -> None:
-        """Keeps a measurement, on disk too."""
-        self._found[key] = figures
+        """Keeps a measurement, on disk too; a figure that is no number is kept as None."""
+        self._found[key] = {
+            name: None if isinstance(figure, float) and not math.isfinite(figure) else figure
+            for name, figure in figures.items()
+        }
         self.write()
 
     def write(self) -> None:
@@ -104,6 +111,32 @@ class Record:
                 {**asdict(key), **figures} for key, figures in sorted(self._found.items())
             ],
         }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record's document.
+
+    Raises:
+        RecordError: the file cannot be read, or is something else.
+    """
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        if not isinstance(document["settings"], dict) or not isinstance(document["engines"], dict):
+            raise TypeError("settings and engines must be objects")
+        document["starts"] + 0  # a number
+        measurements(document)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecordError(f"{path} is no record: {type(error).__name__}: {error}") from None
+    return document
+
+
+def _without_drivers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings to compare; "NAME, DRIVER" of a GPU says little beyond the name, and varies."""
+    hardware = settings.get("hardware")
+    if not isinstance(hardware, dict):
+        return dict(settings)
+    gpus = [gpu.split(",")[0] for gpu in hardware.get("gpus", [])]
+    return {**settings, "hardware": {**hardware, "gpus": gpus}}
 
 
 def measurements(document: Mapping[str, Any]) -> dict[Key, Figures]:

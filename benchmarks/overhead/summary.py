@@ -32,8 +32,8 @@ class Line:
     """One arm's figures for one bench, size and metric.
 
     Attributes:
-        values: ms, one per round.
-        ratios: to plain in the same round.
+        values: ms, one per round that was measured.
+        ratios: to plain in the same round, of rounds where both are above 0.
         low, high: a 95% t interval of the ratios' geometric mean, None with fewer than two rounds.
         target: the largest ratio that we want, if there is one.
     """
@@ -49,8 +49,8 @@ class Line:
     target: float | None
 
     @property
-    def median_ratio(self) -> float:
-        return statistics.median(self.ratios)
+    def median_ratio(self) -> float | None:
+        return statistics.median(self.ratios) if self.ratios else None
 
     @property
     def verdict(self) -> str:
@@ -69,7 +69,7 @@ class Line:
             "arm": self.arm,
             "metric": self.metric,
             "rounds": len(self.ratios),
-            "median": round(statistics.median(self.values), 4),
+            "median": round(statistics.median(self.values), 4) if self.values else None,
             "ratios": [round(ratio, 4) for ratio in self.ratios],
             **{k: None if v is None else round(v, 4) for k, v in rounded.items()},
             "target": self.target,
@@ -93,17 +93,21 @@ def lines(document: Mapping[str, Any]) -> list[Line]:
 def _line(
     found: Mapping[Key, Mapping[str, Any]], bench: str, size: int, arm: str, metric: str
 ) -> Line | None:
-    pairs = []
+    """None where there is no such figure; a round where it is 0 or no number has no ratio."""
+    values, ratios, asked = [], [], False
     for key, figures in sorted(found.items()):
         plain = found.get(Key(bench, size, key.round, PLAIN))
         if (key.bench, key.size, key.arm) == (bench, size, arm) and plain and metric in figures:
-            pairs.append((figures[metric], figures[metric] / plain[metric]))
-    if not pairs:
+            asked = True
+            if figures[metric] is not None:
+                values.append(figures[metric])
+            if figures[metric] and plain.get(metric):
+                ratios.append(figures[metric] / plain[metric])
+    if not asked:
         return None
-    ratios = tuple(ratio for _, ratio in pairs)
     low, high = (None, None) if arm == PLAIN else interval(ratios)
     target = TARGETS.get(metric, {}).get(arm)
-    return Line(bench, size, arm, metric, tuple(v for v, _ in pairs), ratios, low, high, target)
+    return Line(bench, size, arm, metric, tuple(values), tuple(ratios), low, high, target)
 
 
 def interval(ratios: Sequence[float]) -> tuple[float | None, float | None]:
