@@ -51,7 +51,7 @@ class EngineScorer:
         """Memory that the vectors take on the device."""
         layers = {layer for _, chosen in self.names for layer in chosen}
         hidden = next(iter(self.vectors.values())).model.hidden_size
-        return 4 * hidden * len(layers) * (len(self.names) + 1)
+        return 4 * hidden * len(layers) * len(self.names)
 
     def start(self) -> None:
         """Starts the engine, unless it runs."""
