@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from grains_vllm.errors import GrainsConfigError
-from grains_vllm.steered_requests import SteeredRequests
+from grains_vllm.steered_requests import SteeredRequests, require_attributes
 
 RUNNER = "vllm.v1.worker.gpu_model_runner.GPUModelRunner"
 
@@ -18,12 +17,8 @@ def install(runner: Any, requests: SteeredRequests) -> None:
     Raises:
         GrainsConfigError: the runner lacks an attribute that is read here.
     """
-    for name in ("input_batch", "use_async_spec_decode", "num_computed_tokens"):
-        if not hasattr(runner, name):  # Attributes of objects are not among the touch points.
-            raise GrainsConfigError(f"--enable-grains: {type(runner).__name__} has no {name}")
-    for name in ("req_ids", "num_reqs", "num_computed_tokens_cpu"):
-        if not hasattr(runner.input_batch, name):
-            raise GrainsConfigError(f"--enable-grains: the runner's input_batch has no {name}")
+    require_attributes(runner, "input_batch", "use_async_spec_decode", "num_computed_tokens")
+    require_attributes(runner.input_batch, "req_ids", "num_reqs", "num_computed_tokens_cpu")
     execute_model, prepare_inputs = runner.execute_model, runner._prepare_inputs
     dummy_run = runner._dummy_run
 

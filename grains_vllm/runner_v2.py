@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from grains_vllm.errors import GrainsConfigError
-from grains_vllm.steered_requests import SteeredRequests
+from grains_vllm.steered_requests import SteeredRequests, require_attributes
 
 RUNNER = "vllm.v1.worker.gpu.model_runner.GPUModelRunner"
 
@@ -16,11 +15,8 @@ def install(runner: Any, requests: SteeredRequests) -> None:
     Raises:
         GrainsConfigError: the runner lacks an attribute that is read here.
     """
-    for name in ("req_states", "speculative_config"):
-        if not hasattr(runner, name):  # Attributes of objects are not among the touch points.
-            raise GrainsConfigError(f"--enable-grains: {type(runner).__name__} has no {name}")
-    if not hasattr(getattr(runner.req_states, "num_computed_tokens", None), "gpu"):
-        raise GrainsConfigError("--enable-grains: its req_states has no num_computed_tokens.gpu")
+    require_attributes(runner, "req_states", "speculative_config")
+    require_attributes(runner.req_states, "num_computed_tokens.gpu")
     execute_model, prepare_inputs = runner.execute_model, runner.prepare_inputs
     dummy_run = runner._dummy_run
 

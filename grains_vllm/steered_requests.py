@@ -5,15 +5,30 @@ them keeps its batch.
 """
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from grains_vllm.bank import Bank
+from grains_vllm.errors import GrainsConfigError
 from grains_vllm.marker import marker_of
 from grains_vllm.routing import Part, Routing
 
 _NOBODY = np.zeros(0, np.int64)
+
+
+def require_attributes(thing: Any, *names: str) -> None:
+    """Raises GrainsConfigError unless vLLM's object has these attributes (dotted: of attributes).
+
+    What constructors assign is not among the touch points, which look at classes.
+    """
+    for name in names:
+        try:
+            attrgetter(name)(thing)
+        except AttributeError:
+            message = f"--enable-grains: {type(thing).__name__} has no {name}"
+            raise GrainsConfigError(message) from None
 
 
 class SteeredRequests:
