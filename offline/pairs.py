@@ -13,6 +13,7 @@ from typing import Any
 
 from grains_vllm.vectors import write_aside
 from offline.errors import InputError
+from offline.pictures import Picture, picture_of
 from offline.sources import TRUTHFULQA, read_rows
 
 Messages = list[dict[str, str]]
@@ -30,6 +31,8 @@ class Pair:
         chosen, rejected: the response texts.
         question: for raw text around which we put a template, the span [start, end) that is not
             template; None when all of it is the data's.
+        picture: the image that the prompt is about; it stands before the text of a chat's first
+            user message, and where raw text has the model's image token.
     """
 
     id: str
@@ -38,16 +41,21 @@ class Pair:
     chosen: str
     rejected: str
     question: tuple[int, int] | None = None
+    picture: Picture | None = None
 
     @property
     def prompt_fingerprint(self) -> str:
-        """sha256 (first 16 hex digits) of the prompt, to find overlap with other data sets."""
+        """sha256 (first 16 hex digits) of the prompt with its image, to find overlap with other
+        data sets."""
+        if self.picture is not None:
+            return digest([self.prompt, self.picture.sha256])[:16]
         return digest(self.prompt)[:16]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (first 16 hex digits) of prompt and both responses."""
-        return digest([self.prompt, self.chosen, self.rejected])[:16]
+        """sha256 (first 16 hex digits) of prompt, image and both responses."""
+        parts = [self.prompt, self.chosen, self.rejected]
+        return digest(parts + ([self.picture.sha256] if self.picture is not None else []))[:16]
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ def load_pairs(
     limit: int | None = None,
     seed: int = 0,
     split: str = "train",
+    allow_image_urls: bool = False,
 ) -> PairSet:
     """Reads preference pairs.
 
@@ -85,12 +94,14 @@ def load_pairs(
         chat: turn a string prompt into one user message.
         limit: draw this many pairs with `seed`; they keep the data's order.
         split: which split of a folder or hub data set.
+        allow_image_urls: download images that the data names by http(s) addresses.
 
     Raises:
         InputError: naming file, line and field.
     """
     name, sha256, rows = read_rows(source, split)
-    pairs = [_pair(row, where, number, chat) for number, (where, row) in enumerate(rows, 1)]
+    reader = _Reader(chat, image_folder(source), allow_image_urls)
+    pairs = [reader.pair(row, where, number) for number, (where, row) in enumerate(rows, 1)]
     if not pairs:
         raise InputError(f"{name}: holds no preference pairs")
     total = len(pairs)
@@ -102,31 +113,77 @@ def load_pairs(
     return PairSet(name, sha256, total, pairs)
 
 
+def image_folder(source: str) -> Path:
+    """Where the relative image paths of a file or folder begin."""
+    return Path(source).parent if Path(source).is_file() else Path(source)
+
+
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
-    """Writes JSON lines that `load_pairs` reads back: id, prompt, chosen, rejected."""
-    lines = [
-        json.dumps({name: getattr(pair, name) for name in ("id", "prompt", "chosen", "rejected")})
-        for pair in pairs
-    ]
+    """Writes JSON lines that `load_pairs` reads back: id, prompt, chosen, rejected, and image, a
+    file in the folder `<name>.images` beside them."""
+    lines = []
+    for pair in pairs:
+        row: dict[str, Any] = {
+            name: getattr(pair, name) for name in ("id", "prompt", "chosen", "rejected")
+        }
+        if pair.picture is not None:
+            name = f"{pair.picture.sha256[:16]}.{pair.picture.ending}"
+            folder = path.with_name(f"{path.name.removesuffix('.jsonl')}.images")
+            folder.mkdir(exist_ok=True)
+            write_aside(folder / name, pair.picture.payload)
+            row["image"] = f"{folder.name}/{name}"
+        lines.append(json.dumps(row))
     write_aside(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _pair(row: Any, where: str, number: int, chat: bool) -> Pair:
-    if not isinstance(row, Mapping):
-        raise InputError(f"{where}: found {kind_of(row)}, expected an object with {_NEEDED}")
-    if set(TRUTHFULQA) <= set(row):
-        return _truthfulqa(row, where, number, chat)
-    for name in ("chosen", "rejected"):
-        if row.get(name) is None:
-            raise InputError(f"{where}: '{name}' is missing, expected {_NEEDED}")
-    prompt = prompt_of(row, where)
-    chosen, rejected = (response_of(row, name, prompt, where) for name in ("chosen", "rejected"))
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise InputError(f"{where}: 'prompt' is empty, expected text or messages")
-    if chat and isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    pair = Pair(_id(row, where, number), where, prompt, chosen, rejected)
-    return require_two_responses(pair, "chosen", "rejected")
+@dataclass(frozen=True)
+class _Reader:
+    """What rows are read with.
+
+    Attributes:
+        chat: turn a string prompt into one user message.
+        folder: where relative image paths begin.
+    """
+
+    chat: bool
+    folder: Path
+    allow_urls: bool
+
+    def pair(self, row: Any, where: str, number: int) -> Pair:
+        if not isinstance(row, Mapping):
+            raise InputError(f"{where}: found {kind_of(row)}, expected an object with {_NEEDED}")
+        if set(TRUTHFULQA) <= set(row):
+            return _truthfulqa(row, where, number, self.chat)
+        for name in ("chosen", "rejected"):
+            if row.get(name) is None:
+                raise InputError(f"{where}: '{name}' is missing, expected {_NEEDED}")
+        prompt = prompt_of(row, where)
+        chosen, rejected = (
+            response_of(row, name, prompt, where) for name in ("chosen", "rejected")
+        )
+        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+            raise InputError(f"{where}: 'prompt' is empty, expected text or messages")
+        if self.chat and isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        pair = Pair(
+            _id(row, where, number), where, prompt, chosen, rejected,
+            picture=self._picture(row, where),
+        )  # fmt: skip
+        return require_two_responses(pair, "chosen", "rejected")
+
+    def _picture(self, row: Mapping[str, Any], where: str) -> Picture | None:
+        value = row.get("image")
+        if value is None and row.get("images") is not None:
+            images = row["images"]
+            if not isinstance(images, list) or len(images) != 1:
+                found = f"{len(images)} images" if isinstance(images, list) else kind_of(images)
+                raise InputError(f"{where}: 'images' holds {found}, expected a list of one image")
+            value = images[0]
+        if value is None:
+            if any(_has_image(row.get(name)) for name in ("prompt", "chosen", "rejected")):
+                raise InputError(f"{where}: its messages show an image, but 'image' is missing")
+            return None
+        return picture_of(value, where, self.folder, allow_urls=self.allow_urls)
 
 
 def _truthfulqa(row: Mapping[str, Any], where: str, number: int, chat: bool) -> Pair:
@@ -181,8 +238,11 @@ def same_question(prompt: str | Messages) -> list[str | Messages]:
 
 
 def prompt_of(row: Mapping[str, Any], where: str) -> str | Messages:
-    """A row's prompt: its own, or what its two conversations start with."""
+    """A row's prompt: its own, a question about an image, or what its two conversations start
+    with."""
     prompt = row.get("prompt")
+    if prompt is None and isinstance(row.get("question"), str) and "image" in row:
+        prompt = row["question"]
     if isinstance(prompt, str):
         return prompt
     if prompt is not None:
@@ -203,7 +263,7 @@ def response_of(row: Mapping[str, Any], name: str, prompt: str | Messages, where
     if isinstance(value, str):
         return value
     messages = _messages(value, name, where)
-    if row.get("prompt") is None:
+    if row.get("prompt") is None and not isinstance(prompt, str):
         messages = messages[len(prompt) :]
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         roles = [message["role"] for message in messages]
@@ -219,19 +279,56 @@ def response_of(row: Mapping[str, Any], name: str, prompt: str | Messages, where
 def _messages(value: Any, name: str, where: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise InputError(f"{where}: '{name}' is {kind_of(value)}, expected text or chat messages")
+    first_user = True
+    messages = []
     for index, message in enumerate(value):
+        place = f"{name}[{index}]"
         if not isinstance(message, Mapping):
             raise InputError(
-                f"{where}: '{name}[{index}]' is {kind_of(message)}, expected an object with "
+                f"{where}: '{place}' is {kind_of(message)}, expected an object with "
                 "'role' and 'content'"
             )
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                raise InputError(
-                    f"{where}: '{name}[{index}].{key}' is {kind_of(message.get(key))}, "
-                    "expected text"
-                )
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str):
+            raise InputError(f"{where}: '{place}.role' is {kind_of(role)}, expected text")
+        may_show = role == "user" and first_user
+        first_user = first_user and role != "user"
+        if isinstance(content, list):
+            content = _text_of(content, f"{place}.content", may_show, where)
+        if not isinstance(content, str):
+            raise InputError(f"{where}: '{place}.content' is {kind_of(content)}, expected text")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _text_of(parts: list[Any], place: str, may_show: bool, where: str) -> str:
+    """The text of a message that comes in parts; an image may come before it, and only in a
+    conversation's first user message, where the pair's picture goes."""
+    texts = []
+    for index, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind != "image":
+            raise InputError(
+                f"{where}: '{place}[{index}]' is {kind_of(part)}, expected a part of type 'text' "
+                "or 'image'"
+            )
+        elif index or not may_show:
+            raise InputError(
+                f"{where}: '{place}[{index}]' is an image; one image is known, before the text of "
+                "the first user message"
+            )
+    return "".join(texts)
+
+
+def _has_image(value: Any) -> bool:
+    return isinstance(value, list) and any(
+        isinstance(part, Mapping) and part.get("type") == "image"
+        for message in value
+        if isinstance(message, Mapping) and isinstance(message.get("content"), list)
+        for part in message["content"]
+    )
 
 
 def _id(row: Mapping[str, Any], where: str, number: int) -> str:

@@ -115,6 +115,9 @@ def _dataset_rows(source: str, name: str, split: str, config: str | None) -> Row
                 data = data[split]
         else:
             data = datasets.load_dataset(source, config, split=split)
+        for column, kind in data.features.items():
+            if isinstance(kind, datasets.Image):  # as files, which are smaller than pixels
+                data = data.cast_column(column, datasets.Image(decode=False))
     except Exception as error:  # `datasets` raises many kinds; all of them mean "cannot be read"
         raise InputError(
             f"{name}: no such file, and not readable as a data set with split '{split}' "
