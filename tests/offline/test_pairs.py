@@ -112,7 +112,7 @@ BAD = [
     ([GOOD | {"chosen": 3}], "'chosen' is int 3"),
     ([GOOD | {"prompt": {"a": 1}}], "'prompt' is dict"),
     ([GOOD | {"prompt": [{"role": "user"}]}], r"'prompt\[0\].content' is missing"),
-    ([GOOD | {"prompt": [{"role": "user", "content": ["x"]}]}], r"content[0]' is str"),
+    ([GOOD | {"prompt": [{"role": "user", "content": ["x"]}]}], r"content\[0\]' is str"),
     ([GOOD | {"prompt": "  "}], "'prompt' is empty"),
     ([GOOD | {"rejected": "w1 "}], "'chosen' and 'rejected' are identical"),
     ([GOOD | {"chosen": ""}], "'chosen' is empty"),
