@@ -40,8 +40,8 @@ class Example:
 
     Attributes:
         length: how many tokens the prompt has.
-        plus, minus: the tokens of T+ and T- with their positions; cells of the image go by their
-            names and have none.
+        plus, minus: the tokens of T+ and T- with their positions; cells of the image have none,
+            they go by their names.
     """
 
     id: str
@@ -80,7 +80,7 @@ def _example(record: Record, kind: Spelling, tolerance: float | None) -> Example
         for position, (text, score, fits) in enumerate(zip(texts, scores, eligible, strict=True))
     ]
     chosen = {
-        name: [_chosen(position, tokens[position], cells) for position in record[name]]
+        name: [_chosen(p, tokens[p], cells, pictured[p]) for p in record[name]]
         for name in ("positive", "negative")
     }
     content = [
@@ -124,10 +124,14 @@ def _collapsed(tokens: list[Token], pictured: Sequence[bool], record: Record) ->
     return shown
 
 
-def _chosen(position: int, token: Token, cells: dict[int, str]) -> tuple[int | None, Token]:
-    if position not in cells:
+def _chosen(
+    position: int, token: Token, cells: dict[int, str], image: bool
+) -> tuple[int | None, Token]:
+    """A chosen token with its position, or, where it has one, with its cell's name."""
+    if not image:
         return position, token
-    return None, Token("", cells[position], token.classes, token.score)
+    named = Token("", cells.get(position, "image token"), token.classes, token.score)
+    return None if position in cells else position, named
 
 
 def _token(text: str, score: float, fits: bool, scale: float, mark: str | None) -> Token:

@@ -71,7 +71,9 @@ def image_of(record: Record, scale: float) -> Image | None:
     views = [_view(view, image, record, scale) for view in image["views"]]
     cells = sum(position is not None for view in image["views"] for position in view["positions"])
     loose = len(mine) - cells
-    remarks = [f"{loose} of them in no cell (row separators)"] if loose else []
+    remarks = [f"{loose} of them in no cell (separators, crops)"] if views and loose else []
+    if not views:
+        remarks.append("which part of it a token stands for is not known")
     if not any(record["eligible"][position] for position in mine):
         remarks.append("image tokens cannot be chosen here")
     width, height = image["width"], image["height"]
@@ -95,9 +97,9 @@ def chip(positions: Sequence[int], record: Record) -> tuple[str, str]:
 
 
 def cell_names(record: Record) -> dict[int, str]:
-    """Names of image tokens by position, such as "image r3 c5"; rows and columns count from 1."""
+    """Names of cells by position, such as "image r3 c5"; rows and columns count from 1."""
     views = (record.get("image") or {"views": []})["views"]
-    names = {p: "image, no cell" for p, flag in enumerate(image_tokens(record)) if flag}
+    names = {}
     for view in views:
         suffix = f" of {visible(view['name'])}" if len(views) > 1 else ""
         for cell, position in enumerate(view["positions"]):
