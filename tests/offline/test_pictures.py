@@ -130,6 +130,21 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
     assert picture_of("a.jpg", "x", tmp_path).image.size == (4, 6)
 
 
+def test_pixels_are_those_that_vllm_sees(tmp_path: Path) -> None:
+    from vllm.multimodal.media.image import ImageMediaIO
+
+    palette = Image.new("P", (6, 4), 3)
+    palette.putpalette([200, 30, 10] * 4)
+    palette.save(tmp_path / "0.png", transparency=3)
+    (tmp_path / "1.png").write_bytes(encoded((10, 200, 30, 80)))
+    (tmp_path / "2.png").write_bytes(encoded((10, 200, 30, 0)))
+    (tmp_path / "3.jpg").write_bytes(encoded((10, 200, 30), "JPEG"))
+    Image.new("LA", (6, 4), (90, 100)).save(tmp_path / "4.png")
+    for path in sorted(tmp_path.iterdir()):
+        theirs = ImageMediaIO().load_bytes(path.read_bytes()).media
+        assert picture_of(path.name, "x", tmp_path).image.tobytes() == theirs.tobytes()
+
+
 def test_written_pairs_are_read_back(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
     pairs = pairs_of(tmp_path, {"image": "a.png"}, {})
