@@ -234,10 +234,10 @@ def _recipe(name: str | None, data: str | None) -> "Recipe | None":
         if data is None:
             raise InputError("--data is missing: name pairs to extract from, or a --recipe")
         return None
-    from offline.recipe import load_recipe, require_text_pairs
+    from offline.recipe import load_recipe, require_pairs
 
     plan = load_recipe(name)
-    require_text_pairs(plan)
+    require_pairs(plan)
     return plan
 
 
