@@ -14,6 +14,7 @@ import typer
 from grains_vllm.positions import Positions, PositionsError
 from grains_vllm.vectors import SteeringVector, write_aside
 from offline.console import (
+    AllowImageUrls,
     Force,
     Json,
     input_errors,
@@ -71,9 +72,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of the images that a task's data names; else beside the data."),
     ] = None,
-    allow_image_urls: Annotated[
-        bool, typer.Option(help="Download images that the data names by http(s) addresses.")
-    ] = False,
+    allow_image_urls: AllowImageUrls = False,
     goal: Annotated[
         Many | None, typer.Option(help="An lm-eval task that is no side effect. Repeatable.")
     ] = None,

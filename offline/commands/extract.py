@@ -201,7 +201,10 @@ def extract(
             from offline.recipe import load_splits
 
             chosen = split if "split" in given else None
-            sets = load_splits(plan, data, split=chosen, chat=options.chat, calibration=limit)
+            sets = load_splits(
+                plan, data, split=chosen, chat=options.chat, calibration=limit,
+                allow_image_urls=allow_image_urls,
+            )  # fmt: skip
         pairs = next(iter(sets.values()))
         team.share()  # What one process finds wrong by now spares all of them the model.
         decoder = load_decoder(

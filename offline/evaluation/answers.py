@@ -92,7 +92,7 @@ class Answers:
         }
 
     def _body(self, target: Target, setting: Setting, prompt: Prompt) -> Body:
-        ids = tokenise(prompt.pair, target.tokenizer).prompt_ids
+        ids = tokenise(prompt.pair, target.tokenizer, target.processor).prompt_ids
         if len(ids) + self._max_tokens > target.max_length:
             raise InputError(
                 f"{prompt.pair.where}: {len(ids)} tokens and --max-tokens {self._max_tokens} are "

@@ -36,9 +36,14 @@ class PairsTask:
 
     def measure(self, target: Target, setting: Setting) -> Outcome:
         texts = [pair for pair in self._pairs.pairs if pair.picture is None]
-        suite = load_suite(replace(self._pairs, pairs=texts), target.tokenizer, _config(target))
-        scores = _score(target, setting, suite.suite.items, self._progress) if texts else []
-        of_texts = iter(pair_margins(suite.suite, scores))
+        suite = load_suite(
+            replace(self._pairs, pairs=texts),
+            target.tokenizer,
+            _config(target),
+            processor=target.processor,
+        ).suite
+        scores = _score(target, setting, suite.items, self._progress) if texts else []
+        of_texts = iter(pair_margins(suite, scores))
         of_shown = iter(self._margins(target, setting) if self._shown else [])
         margins = [
             next(of_texts if pair.picture is None else of_shown) for pair in self._pairs.pairs
@@ -108,7 +113,12 @@ class ControlsTask:
 
     def measure(self, target: Target, setting: Setting) -> Outcome:
         suite = load_suite(
-            _NO_PAIRS, target.tokenizer, _config(target), controls=self._controls, chat=self._chat
+            _NO_PAIRS,
+            target.tokenizer,
+            _config(target),
+            controls=self._controls,
+            chat=self._chat,
+            processor=target.processor,
         ).suite
         scores = _score(target, setting, suite.controls[: self._limit], self._progress)
         figure = Figure([float(score.greedy) for score in scores])
