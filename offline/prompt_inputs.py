@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from offline.batching import out_of_memory
 from offline.errors import InputError
 from offline.vision import ImagePrompt, process
 
@@ -113,6 +114,12 @@ def _merged(decoder: "Decoder", image: ImagePrompt) -> PromptInputs:
             decoder.model(**inputs, use_cache=False)
     except _Captured:
         pass
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(
+            f"model '{decoder.name}' refuses a prompt with an image: {error}"
+        ) from error
     finally:
         handle.remove()
     embeds = given.get("inputs_embeds")

@@ -201,7 +201,10 @@ def extract(
             from offline.recipe import load_splits
 
             chosen = split if "split" in given else None
-            sets = load_splits(plan, data, split=chosen, chat=options.chat, calibration=limit)
+            sets = load_splits(
+                plan, data, split=chosen, chat=options.chat, calibration=limit,
+                allow_image_urls=allow_image_urls,
+            )  # fmt: skip
         pairs = next(iter(sets.values()))
         team.share()  # What one process finds wrong by now spares all of them the model.
         decoder = load_decoder(
@@ -256,10 +259,10 @@ def _recipe(name: str | None, data: str | None) -> "Recipe | None":
         if data is None:
             raise InputError("--data is missing: name pairs to extract from, or a --recipe")
         return None
-    from offline.recipe import load_recipe, require_text_pairs
+    from offline.recipe import load_recipe, require_pairs
 
     plan = load_recipe(name)
-    require_text_pairs(plan)
+    require_pairs(plan)
     return plan
 
 
