@@ -28,9 +28,10 @@ function leave(stage) {
 for (const stage of document.querySelectorAll(".stage")) {
   stage.tabIndex = 0;
   const point = (event) => {
-    const { columns, rows, spot } = cellsOf(stage);
+    const { grid, columns, rows } = cellsOf(stage);
+    const shades = grid.querySelector("g"); // whose unit is a cell, half a row further down
     const place = new DOMPoint(event.clientX, event.clientY)
-      .matrixTransform(spot.parentElement.firstElementChild.getScreenCTM().inverse());
+      .matrixTransform(shades.getScreenCTM().inverse());
     const row = Math.floor(place.y + 0.5), column = Math.floor(place.x);
     if (row >= 0 && row < rows && column >= 0 && column < columns) aim(stage, row, column);
   };
@@ -62,9 +63,9 @@ pick = (prompt, token) => {
   pickShown(prompt, token);
   if (!token) return;
   const line = prompt.parentElement.querySelector(".read");
-  const before = [...prompt.querySelectorAll("[data-s]")];
-  const skipped = before.slice(0, before.indexOf(token))
+  const shown = [...prompt.querySelectorAll("[data-s]")];
+  const position = shown.slice(0, shown.indexOf(token))
     .reduce((sum, other) => sum + (+other.dataset.n || 1), 0);
-  line.textContent = token.dataset.n ? token.textContent
-    : line.textContent.replace(/^token \d+/, `token ${skipped}`);
+  line.textContent = token.matches(".chip") ? token.textContent
+    : line.textContent.replace(/^token \d+/, `token ${position}`);
 };
