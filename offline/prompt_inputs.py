@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from offline.batching import out_of_memory
 from offline.errors import InputError
 from offline.vision import ImagePrompt, process
 
@@ -113,6 +114,12 @@ def _merged(decoder: "Decoder", image: ImagePrompt) -> PromptInputs:
             decoder.model(**inputs, use_cache=False)
     except _Captured:
         pass
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(
+            f"model '{decoder.name}' refuses a prompt with an image: {error}"
+        ) from error
     finally:
         handle.remove()
     embeds = given.get("inputs_embeds")
@@ -131,6 +138,7 @@ def _merged(decoder: "Decoder", image: ImagePrompt) -> PromptInputs:
             "the image; such models are not supported"
         )
     flags = torch.tensor(image.image_tokens, device=decoder.device)
+    _require_features(decoder, inputs["input_ids"][0], embeds[0], flags)
     positions = given.get("position_ids")
     if positions is None:
         positions = torch.arange(len(image.ids), device=decoder.device)[None, None]
@@ -172,6 +180,19 @@ def model_inputs(decoder: "Decoder", image: ImagePrompt) -> dict[str, Any]:
 def takes_token_types(decoder: "Decoder") -> bool:
     """Whether the model tells image tokens apart by their types, as Gemma 3 does."""
     return "token_type_ids" in inspect.signature(decoder.model.forward).parameters
+
+
+def _require_features(decoder: "Decoder", ids: Tensor, embeds: Tensor, flags: Tensor) -> None:
+    """Refuses a layout in which image features stand elsewhere than at the image tokens."""
+    text_differs = not torch.equal(embeds[~flags], decoder.embed(ids[~flags]))
+    rows = decoder.model.get_input_embeddings().weight.shape[0]
+    known = flags & (ids < rows)
+    unfilled = (embeds[known] == decoder.embed(ids[known])).all(-1).any()
+    if text_differs or unfilled:
+        raise InputError(
+            f"model '{decoder.name}': the embeddings of a prompt with an image are not those of "
+            "its text with image features at the image tokens"
+        )
 
 
 def _require_three_axes(decoder: "Decoder", positions: Tensor, flags: Tensor) -> None:

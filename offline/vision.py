@@ -68,10 +68,12 @@ def image_prompt(
 
 def image_token_id(processor: Any) -> int:
     """The id that stands for an image feature in a prompt's ids."""
-    found = getattr(processor, "image_token_id", None)
-    if found is None:
-        found = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    return int(found)
+    # Gemma 3's processor calls the placeholder its image token; its tokenizer knows the features'.
+    for owner in (processor.tokenizer, processor):
+        found = getattr(owner, "image_token_id", None)
+        if found is not None:
+            return int(found)
+    return int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
 
 
 def placeholder(processor: Any) -> str:
