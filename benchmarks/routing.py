@@ -80,9 +80,9 @@ class Trace:
         number = next(self._numbers)
         req_id = f"chatcmpl-{UUID(int=number * 2**64)}"
         if self._vectors:
-            parts = range(number, number + self._parts)
+            parts, end = range(number, number + self._parts), self._end(number)
             self._came.append(
-                (req_id, [Part(p % self._vectors, 0.1 + p, 0, self._end(number)) for p in parts])
+                (req_id, [Part(p % self._vectors, 0.1 + p, [(0, end)]) for p in parts])
             )
         return req_id
 

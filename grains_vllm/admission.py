@@ -32,6 +32,7 @@ def require_engine(vllm_config: Any, catalogue: Catalogue) -> None:
     points = RUNNER_V2 if vllm_config.use_v2_model_runner else RUNNER_V1
     if (reason := unsupported(points)) is not None:
         raise GrainsConfigError(reason)
+    _require_known_media(vllm_config.model_config)
     for flag, refused, reason in _RULES:
         if refused(vllm_config):
             raise GrainsConfigError(f"--enable-grains cannot be used with {flag}: {reason}")
@@ -42,6 +43,23 @@ def require_engine(vllm_config: Any, catalogue: Catalogue) -> None:
     except ArtifactError as error:
         raise GrainsConfigError(str(error)) from error
     _warn_of_siblings(vllm_config, catalogue)
+
+
+def _media(config: Any) -> Any:
+    """vLLM's MultiModalConfig, or None for a model that knows text alone."""
+    return config.model_config.multimodal_config
+
+
+def _require_known_media(model_config: Any) -> None:
+    """Raises GrainsConfigError for a multimodal model whose forward nobody has read."""
+    name = model_config.architecture
+    if model_config.is_multimodal_model and name not in IMAGE_MODELS:
+        raise GrainsConfigError(
+            f"--enable-grains cannot be used with the multimodal model {name}; known are "
+            f"{', '.join(IMAGE_MODELS)}. In others a token's stream may be more than what its "
+            "layers hand on (DeepStack models, such as Qwen3-VL, add image features after several "
+            "layers), or image features may not lie where the prompt says."
+        )
 
 
 def _parallel(name: str, limit: Any) -> Callable[[Any], bool]:
@@ -81,6 +99,15 @@ def _warn_of_siblings(config: Any, catalogue: Catalogue) -> None:
             )
 
 
+# As vLLM resolves `architectures`. All of them put image features among the embeddings, once, and
+# hand the sequence to a text model whose layers are known.
+IMAGE_MODELS = (
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Gemma3ForConditionalGeneration",
+)
 _UNPROVEN = "not yet shown to be correct together"
 _DRAFTS = ("ngram", "draft_model")
 _SEES_FEWER_TOKENS = "decoder layers would see other tokens than the ones that routing describes"
@@ -108,9 +135,19 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "its layers keep a batch axis that routing does not know",
     ),
     (
-        "a multimodal model",
-        lambda c: bool(c.model_config.is_multimodal_model),
-        "steering beside images or sound is not yet shown to be correct; serve a text-only model",
+        "--enable-prompt-embeds and a multimodal model",
+        lambda c: _media(c) is not None and bool(c.model_config.enable_prompt_embeds),
+        "which of a client's embeddings hold image features cannot be seen",
+    ),
+    (
+        "--mm-encoder-only",
+        lambda c: bool(getattr(_media(c), "mm_encoder_only", False)),
+        "such an engine has no layers to steer",
+    ),
+    (
+        "--video-pruning-rate",
+        lambda c: bool(getattr(_media(c), "video_pruning_rate", None)),
+        "which of a video's tokens stay is known only after its encoder has run",
     ),
     (
         f"{_V2}=1 and tensor, pipeline or data parallelism",
@@ -131,6 +168,17 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "whether steering survives waking up is not yet shown",
     ),
     ("--kv-transfer-config", lambda c: c.kv_transfer_config is not None, _UNPROVEN),
+    (
+        "--ec-transfer-config",
+        lambda c: getattr(c, "ec_transfer_config", None) is not None,
+        _UNPROVEN,
+    ),
+    # vLLM switches it on for the two above.
+    (
+        "--enable-mm-embeds",
+        lambda c: bool(getattr(_media(c), "enable_mm_embeds", False)),
+        _UNPROVEN,
+    ),
     (
         "--decode-context-parallel-size",
         _parallel("decode_context_parallel_size", 1),

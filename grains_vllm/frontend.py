@@ -7,7 +7,7 @@ catalogue: what the first has let through must not fail at the second, where str
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import wraps
 from http import HTTPStatus
@@ -89,7 +89,7 @@ def _write(request: Any, choice: Choice) -> None:
         return
     if choice.steering is not None and getattr(request, "resumable", False):
         raise SelectionError("steering: not supported for requests with streamed input")
-    marker = build(choice, _border(request, choice))
+    marker = build(choice, _border(request, choice), _held(request))
     # A new dict: the parameters may be a shallow copy of an object that the caller keeps.
     params.extra_args = {**(params.extra_args or {}), CHECKED: True}
     if marker is not None:
@@ -111,6 +111,16 @@ def _border(request: Any, choice: Choice) -> int:
             f"steering_prompt_tokens: {short(given)}, but the prompt has {length} tokens"
         )
     return given
+
+
+def _held(request: Any) -> Iterator[tuple[str, int, int]]:
+    """Which prompt tokens hold features of images or other media: (modality, start, end).
+
+    What only stands around them, such as Gemma's line breaks, is text like any other.
+    """
+    for feature in request.mm_features or ():
+        for first, last in feature.mm_position.extract_embeds_range():
+            yield feature.modality, first, last + 1
 
 
 def _check_model(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ It travels in `SamplingParams.extra_args` under the reserved key, as plain JSON-
 everything in absolute terms, so that nobody after the front end needs the catalogue.
 """
 
+from collections.abc import Iterable
 from typing import Any, TypedDict
 
 import numpy as np
@@ -13,10 +14,12 @@ from grains_vllm.selection import RESERVED, Choice
 
 
 class TermMarker(TypedDict):
-    """One vector's part: positions start <= p < end (None: no limit) get strength times its row.
+    """One vector's part: the positions in its spans get strength times its row.
 
     Attributes:
         key: equal only for parts that shift a token alike.
+        spans: disjoint [start, end) in order (end None: no limit); empty where the request has no
+            such token.
     """
 
     key: str
@@ -27,8 +30,7 @@ class TermMarker(TypedDict):
     slot: str
     strength: float
     positions: str
-    start: int
-    end: int | None
+    spans: list[tuple[int, int | None]]
 
 
 class Marker(TypedDict, total=False):
@@ -49,13 +51,18 @@ class Marker(TypedDict, total=False):
     fraction: float
 
 
-def build(choice: Choice, border: int) -> Marker | None:
-    """The marker of a request, or None if there is nothing to say about it."""
+def build(choice: Choice, border: int, held: Iterable[tuple[str, int, int]] = ()) -> Marker | None:
+    """The marker of a request, or None if there is nothing to say about it.
+
+    Args:
+        border: how many of its tokens count as prompt.
+        held: what else than text they hold, as Positions.spans takes it.
+    """
     if choice.steering is None and choice.fraction is None:
         return None
     terms: list[TermMarker] = []
+    held = list(held)
     for term in choice.steering.terms if choice.steering else ():
-        start, end = Positions.parse(term.positions).interval(border)
         terms.append(
             {
                 "key": f"{term.slot_key}:{np.float32(term.strength).tobytes().hex()}",
@@ -66,8 +73,7 @@ def build(choice: Choice, border: int) -> Marker | None:
                 "slot": term.slot_key,
                 "strength": term.strength,
                 "positions": term.positions,
-                "start": start,
-                "end": end,
+                "spans": Positions.parse(term.positions).spans(border, held),
             }
         )
     marker: Marker = {

@@ -58,6 +58,7 @@ class TouchPoint:
 _ARGS = "vllm.engine.arg_utils"
 _CORE = "vllm.v1.engine.core"
 _INPUT = "vllm.v1.engine.input_processor"
+_MEDIA = "vllm.multimodal.inputs"
 _MODELS = "vllm.entrypoints.openai.models.serving"
 _V1 = "vllm.v1.worker.gpu_model_runner"
 _V2 = "vllm.v1.worker.gpu.model_runner"
@@ -96,6 +97,8 @@ ENGINE = (
     TouchPoint(_WORKER, "WorkerWrapperBase.init_worker"),
     TouchPoint(_SCHEDULED, "SchedulerOutput", ("finished_req_ids", "scheduled_new_reqs")),
     TouchPoint(_SCHEDULED, "NewRequestData", ("req_id", "sampling_params")),
+    TouchPoint(_MEDIA, "MultiModalFeatureSpec", ("modality", "mm_position")),
+    TouchPoint(_MEDIA, "PlaceholderRange", ("offset", "length")),
     TouchPoint("vllm.utils", "length_from_prompt_token_ids_or_embeds"),
     TouchPoint("vllm.utils.platform_utils", "is_pin_memory_available"),
     TouchPoint("vllm.model_executor.models.utils", "PPMissingLayer"),
@@ -120,6 +123,7 @@ RUNNER_V2 = (
 FRONT_END = (
     TouchPoint(_INPUT, "InputProcessor.__init__", ("vllm_config",)),
     TouchPoint(_INPUT, "InputProcessor.process_inputs", ("request_id", "prompt", "params")),
+    TouchPoint(_MEDIA, "PlaceholderRange.extract_embeds_range"),
     TouchPoint(_SERVING, "BaseServing._check_model", ("request",)),
     TouchPoint(_SERVING, "BaseServing.create_error_response", ("message", "param")),
     TouchPoint(_MODELS, "OpenAIServingModels.__init__", ("base_model_paths",)),

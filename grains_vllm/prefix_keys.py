@@ -17,14 +17,32 @@ def block_key(terms: Sequence[TermMarker], block_end: int) -> str:
     """What steers the tokens before `block_end`; "" if nothing does.
 
     Two requests with the same tokens get the same key exactly if the same tokens of this prefix
-    are shifted alike: an interval that goes on beyond the block counts as open.
+    are shifted alike: a span that goes on beyond the block counts as open.
     """
     return ";".join(
-        f"{term['key']}:{term['start']}:"
-        + ("" if term["end"] is None or term["end"] >= block_end else str(term["end"]))
-        for term in terms
-        if term["start"] < block_end
+        f"{term['key']}:{here}" for term in terms if (here := _spans_before(term, block_end))
     )
+
+
+def _spans_before(term: TermMarker, block_end: int) -> str:
+    return ",".join(
+        f"{start}:" + ("" if end is None or end >= block_end else str(end))
+        for start, end in term["spans"]
+        if start < block_end
+    )
+
+
+def _reach(request: Any, block_end: int) -> int:
+    """Up to where steering may change the KV of tokens before `block_end`.
+
+    Where a model lets the tokens of an image see each other (Gemma 3), the part of an image that
+    lies in a block depends on the part behind it.
+    """
+    for feature in request.mm_features or ():
+        place = feature.mm_position
+        if place.offset < block_end < place.offset + place.length:
+            return int(place.offset + place.length)
+    return block_end
 
 
 def _generate_block_hash_extra_keys(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,7 +52,7 @@ def _generate_block_hash_extra_keys(original: Callable[..., Any]) -> Callable[..
     ) -> Any:
         keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
         marker = marker_of(request)
-        if marker and (mine := block_key(marker["terms"], end_token_idx)):
+        if marker and (mine := block_key(marker["terms"], _reach(request, end_token_idx))):
             # A pair (tag, value), as vLLM's own keys are since it tags them.
             keys = (*(keys or ()), (RESERVED, mine))
         return keys, next_mm_idx

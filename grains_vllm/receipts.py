@@ -93,9 +93,11 @@ class Receipt:
 def steered(terms: Iterable[TermMarker], start: int, end: int) -> int:
     """How many of the positions start <= p < end at least one term steers."""
     count, reached = 0, start
-    for term in sorted(terms, key=itemgetter("start")):
-        first = max(reached, term["start"])
-        last = end if term["end"] is None else min(end, term["end"])
+    for begin, until in sorted(
+        (span for term in terms for span in term["spans"]), key=itemgetter(0)
+    ):
+        first = max(reached, begin)
+        last = end if until is None else min(end, until)
         if last > first:
             count += last - first
             reached = last

@@ -20,16 +20,18 @@ _AHEAD = np.arange(1, 33, dtype=np.int32)[:, None]  # steps
 
 
 class Part(NamedTuple):
-    """One vector's part in a request: positions start <= p < end get strength times its row.
+    """One vector's part in a request: the positions in its spans get strength times its row.
 
     Positions count from the start of the prompt, so they stay true in chunks of a prefill and when
     a preempted request is computed again. A strength of 0 steers nothing.
+
+    Attributes:
+        spans: disjoint [start, end) in order; an end of None has no limit.
     """
 
     slot: int
     strength: float
-    start: int
-    end: int | None
+    spans: Sequence[tuple[int, int | None]]
 
 
 class Routing:
@@ -49,6 +51,9 @@ class Routing:
         self._rows: dict[str, int] = {}  # of the table, by request
         self._free: list[int] = []
         self._bounded: set[str] = set()  # requests steered at some positions only
+        # Spans before the last one of each part, for requests that have such: only that one is in
+        # the table. They lie in the prompt, so a decoding request has left them behind.
+        self._earlier: dict[str, list[tuple[int, np.ndarray]]] = {}
         # [parts, rows, 4]; row 0 is everybody who is not steered.
         self._table = np.full((parts, 1, 4), _NOWHERE, np.int32)
         # Slot and strength lie side by side, so that one copy moves both.
@@ -82,8 +87,15 @@ class Routing:
         self._table[:, row] = _NOWHERE
         self._table[: len(parts), row] = [_entry(part) for part in parts]
         self._rows[req_id] = row
-        if any(part.start > 0 or part.end is not None for part in parts):
+        if any(len(part.spans) != 1 or tuple(part.spans[0]) != (0, None) for part in parts):
             self._bounded.add(req_id)
+        earlier = [
+            (number, np.array(part.spans[:-1], np.int64))
+            for number, part in enumerate(parts)
+            if len(part.spans) > 1 and np.float32(part.strength) != 0
+        ]
+        if earlier:
+            self._earlier[req_id] = earlier
         self._req_ids = None
 
     def discard(self, req_id: str) -> None:
@@ -91,6 +103,7 @@ class Routing:
         if (row := self._rows.pop(req_id, None)) is not None:
             self._free.append(row)
             self._bounded.discard(req_id)
+            self._earlier.pop(req_id, None)
             self._req_ids = None
 
     def fill(
@@ -144,10 +157,11 @@ class Routing:
         since = (position - found[..., _START]).view(np.uint32)
         length = found.view(np.uint32)[..., _LENGTH]
         on = since < length
+        patched = bool(self._earlier) and self._patch(on, req_ids, num_scheduled, num_computed)
         self._steered = int(np.count_nonzero(on.any(axis=0)))
         self._write(found.view(np.int64)[..., 0], on)
         if self._bounded:
-            if not one_each:
+            if patched or not one_each:
                 return
             # From here to the end of the part or, modulo 2**32, to its start.
             steps = int((length * on - since).min())
@@ -156,6 +170,31 @@ class Routing:
             self._computed = None
         self._scheduled = num_scheduled.tobytes()
         self._req_ids = list(req_ids)  # V1 goes on using its list.
+
+    def _patch(
+        self,
+        on: np.ndarray,
+        req_ids: list[str],
+        num_scheduled: np.ndarray,
+        num_computed: np.ndarray,
+    ) -> bool:
+        """Adds the spans that are not in the table; whether the batch reaches back to any.
+
+        Args:
+            on: [parts, tokens], changed in place.
+        """
+        patched = False
+        for number, req_id in enumerate(req_ids):
+            for part, spans in self._earlier.get(req_id, ()):
+                computed = int(num_computed[number])
+                if computed >= spans[-1, 1]:
+                    continue
+                patched = True
+                first = int(num_scheduled[:number].sum())
+                mine = on[part, first : first + int(num_scheduled[number])]
+                for start, end in (spans - computed).clip(0):
+                    mine[start:end] = True
+        return patched
 
     def _write(self, words: np.ndarray, on: np.ndarray) -> None:
         """Puts slots and strengths on the device.
@@ -183,12 +222,14 @@ class Routing:
 
 
 def _entry(part: Part) -> tuple[int, int, int, int]:
+    """The table's row for the last span of a part."""
     strength = np.float32(part.strength)
-    start = min(part.start, _FOREVER)
-    end = _FOREVER if part.end is None else min(part.end, _FOREVER)
-    if strength == 0 or end <= start:
+    if strength == 0 or not part.spans:
         return _NOWHERE
-    return part.slot, int(strength.view(np.int32)), start, end - start
+    start, end = part.spans[-1]
+    start = min(start, _FOREVER)
+    end = _FOREVER if end is None else min(end, _FOREVER)
+    return part.slot, int(strength.view(np.int32)), start, max(0, end - start)
 
 
 def _counting_on(computed: np.ndarray, steps: int) -> Iterator[bytes]:

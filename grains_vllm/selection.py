@@ -9,6 +9,7 @@ import numpy as np
 from grains_vllm import checks
 from grains_vllm.catalogue import Catalogue, Limits, Steering, Term, VectorEntry
 from grains_vllm.checks import short, suggestion
+from grains_vllm.positions import Positions
 
 FIELDS = (
     "steering",
@@ -201,10 +202,10 @@ def _prompt_tokens(value: Any, terms: tuple[Term, ...]) -> int:
         raise SelectionError(
             f"steering_prompt_tokens: {short(value)} is not a whole number of 1 or more"
         )
-    if all(term.positions == "all" for term in terms):
+    if not any(Positions.parse(term.positions).needs_border for term in terms):
         raise SelectionError(
-            "steering_prompt_tokens: of no use with steering_positions 'all', which steers "
-            "prompt and answer alike"
+            "steering_prompt_tokens: of no use with steering_positions 'all', 'text' and 'image', "
+            "to which it makes no difference where the prompt ends"
         )
     return value
 

@@ -79,12 +79,12 @@ class SteeredRequests:
         held = [self._bank.acquire(term) for term in terms]
         self._slots[request.req_id] = [term["slot"] for term in terms]
         border = marker["prompt_tokens"]
-        if any(term["end"] is not None and term["end"] > border for term in terms):
+        if any(end is not None and end > border for term in terms for _, end in term["spans"]):
             self._ending.add(request.req_id)
         self._routing.add(
             request.req_id,
             [
-                Part(slot, term["strength"], term["start"], term["end"])
+                Part(slot, term["strength"], term["spans"])
                 for slot, term in zip(held, terms, strict=True)
             ],
         )

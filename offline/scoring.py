@@ -62,7 +62,7 @@ class Point:
         Raises:
             PositionsError: `positions` cannot be read.
         """
-        return str(Positions.parse(self.positions)) != "all"
+        return Positions.parse(self.positions).needs_border
 
 
 class Scorer(Protocol):

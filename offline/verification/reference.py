@@ -67,9 +67,9 @@ class Reference:
                 continue
             vector = self._vectors.setdefault(entry.path, SteeringVector.load(entry.path))
             gain = float(vector.reference_norms[layer]) if entry.scale == "relative" else 1.0
-            start, end = Positions.parse(positions).interval(border)
-            where = torch.arange(length)
-            hit = (where >= start) & (where < (length if end is None else end))
+            hit = torch.zeros(length, dtype=torch.bool)
+            for start, end in Positions.parse(positions).spans(border):
+                hit[start:end] = True
             delta = hit[:, None] * (strength * gain * vector.directions[layer].double())
             whole = delta if whole is None else whole + delta
         return whole

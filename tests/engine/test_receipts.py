@@ -26,7 +26,7 @@ def test_receipts_say_what_was_asked_and_how_far_it_reached(engine, worlds: Path
         name, _, inline = args["steering"].partition("=")
         strength, layers, positions = ENTRIES[name]
         positions = args.get("steering_positions", positions)
-        start, end = Positions.parse(positions).interval(len(request["prompt"]))
+        ((start, end),) = Positions.parse(positions).spans(len(request["prompt"]))
         # The last token was never fed back to the layers.
         fed = len(request["prompt"]) + len(answer["tokens"]) - 1
         steered = [p for p in range(fed) if start <= p and (end is None or p < end)]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.engine
         ("misspelt key", "steering_strenght: unknown key (did you mean 'steering_strength'?)"),
         ("too many vectors", "combines 4 vectors; this server allows 3"),
         ("layers that are not served", "steering_layers: [0] are not served for 'b'"),
-        ("unknown positions", "'start' is not one of all, prompt, prompt:N"),
+        ("unknown positions", "'start' is not one of all, text, image, prompt, prompt:N"),
         ("more prompt than there is", "steering_prompt_tokens: 131, but the prompt has 130 tokens"),
         ("strength without a vector", "steering_strength was given without steering"),
         ("off with a strength", "steering is 'none', which leaves no use for steering_strength"),

@@ -22,7 +22,8 @@ _READS: dict[str, dict[str, str]] = {
         ),
         "vllm.config.ModelConfig": (
             "hf_config model runner_type is_moe is_encoder_decoder is_multimodal_model "
-            "enable_sleep_mode using_transformers_backend"
+            "multimodal_config architecture enable_sleep_mode enable_prompt_embeds "
+            "using_transformers_backend"
         ),
         "vllm.config.ParallelConfig": (
             "tensor_parallel_size pipeline_parallel_size data_parallel_size "
@@ -62,7 +63,7 @@ _READS: dict[str, dict[str, str]] = {
         "vllm.entrypoints.llm.LLM": "llm_engine",
         "vllm.v1.engine.llm_engine.LLMEngine": "input_processor",
         "vllm.v1.engine.EngineCoreRequest": (
-            "sampling_params prompt_token_ids prompt_embeds resumable"
+            "sampling_params prompt_token_ids prompt_embeds resumable mm_features"
         ),
         "vllm.sampling_params.SamplingParams": "extra_args",
     },
@@ -71,6 +72,7 @@ _READS: dict[str, dict[str, str]] = {
         "vllm.v1.request.Request": "request_id sampling_params",
     },
     "log_lines.py": {"vllm.logger": "init_logger"},
+    "prefix_keys.py": {"vllm.v1.request.Request": "mm_features"},
     "receipts.py": {
         "vllm.v1.engine.output_processor.OutputProcessor": "request_states",
         "vllm.v1.engine.output_processor.RequestState": "request_id prompt_len detokenizer",

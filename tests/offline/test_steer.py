@@ -153,7 +153,9 @@ def test_what_cannot_be_applied_is_refused(decoder):
         steered(decoder.model, vector, 1.0, layers=[1]).__enter__()
     with pytest.raises(ValueError, match="needs prompt_length"):
         steered(decoder.model, vector, 1.0, positions="prompt").__enter__()
-    with pytest.raises(ValueError, match="positions: 'last' is not one of all, prompt, prompt:N"):
+    with pytest.raises(
+        ValueError, match="positions: 'last' is not one of all, text, image, prompt, prompt:N"
+    ):
         steered(decoder.model, vector, 1.0, positions="last").__enter__()
     other = ModelFingerprint("OtherForCausalLM", HIDDEN, LAYERS)
     stranger = SteeringVector(vector.directions, vector.reference_norms, other)

@@ -66,7 +66,9 @@ def test_strengths_and_positions():
         with pytest.raises(InputError, match="--strengths is '"):
             parse_strengths(text)
     for text in ("", "both", "all;prompt", "all,", "prompt:0", "prompt:1+prompt", "all+prompt"):
-        with pytest.raises(InputError, match=r"--positions is '.*' is not one of all, prompt"):
+        with pytest.raises(
+            InputError, match=r"--positions is '.*' is not one of all, text, image, prompt"
+        ):
             parse_positions(text)
 
 

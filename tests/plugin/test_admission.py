@@ -5,12 +5,15 @@ import os
 from importlib import import_module
 
 import pytest
+import torch
 
 from grains_vllm import plugin
 from grains_vllm.admission import require_engine
 from grains_vllm.catalogue import catalogue_of
 from grains_vllm.errors import GrainsConfigError
-from tests.tiny import save_world
+from grains_vllm.vectors import ModelFingerprint, SteeringVector
+from tests.tiny import REFERENCE_NORM, save_world
+from tests.vision import ARCHITECTURE, HIDDEN, LAYERS, NAMES, save_vision
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +102,7 @@ def test_admits_what_the_engine_tests_prove(vllm_config, more):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        # CPUs cannot sleep, and the tiny models are text alone.
         (("model_config", "enable_sleep_mode"), True, "cannot be used with --enable-sleep-mode"),
-        (("model_config", "multimodal_config"), object(), "cannot be used with a multimodal model"),
     ],
 )
 def test_refuses_what_a_cpu_cannot_be_asked_for(vllm_config, world, place, value, message):
@@ -110,6 +111,60 @@ def test_refuses_what_a_cpu_cannot_be_asked_for(vllm_config, world, place, value
     with pytest.raises(GrainsConfigError) as error:
         require_engine(found, catalogue_of(found))
     assert message in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def vision_world(world):
+    """A folder with the image models and YAMLs for them."""
+    for name in NAMES:
+        save_vision(world, name)
+        vector = SteeringVector(
+            torch.eye(LAYERS, HIDDEN),
+            torch.full((LAYERS,), REFERENCE_NORM),
+            ModelFingerprint(ARCHITECTURE[name], HIDDEN, LAYERS),
+        )
+        vector.save(world / f"{name}.safetensors")
+        line = f"vectors: {{a: {{path: {name}.safetensors, strength: 1, positions: text}}}}\n"
+        (world / f"{name}.yaml").write_text(line)
+    return world
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_admits_image_models(vllm_config, vision_world, name):
+    config = vllm_config(name, f"{name}.yaml")
+    assert config.model_config.architecture == ARCHITECTURE[name]
+    assert config.additional_config["grains"]["resolved"][0]["positions"] == "text"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"enable_prompt_embeds": True}, "--enable-prompt-embeds and a multimodal model"),
+        ({"enable_mm_embeds": True}, "--enable-mm-embeds"),
+        ({"mm_encoder_only": True}, "--mm-encoder-only"),
+        ({"video_pruning_rate": 0.5}, "--video-pruning-rate"),
+        ({"ec_transfer_config": {"ec_connector": "ECExampleConnector", "ec_role": "ec_consumer"}},
+         "--ec-transfer-config"),
+    ],
+)  # fmt: skip
+def test_refuses_with_image_models(vllm_config, vision_world, more, message):
+    with pytest.raises(GrainsConfigError) as error:
+        vllm_config("qwen2_5_vl", "qwen2_5_vl.yaml", **more)
+    assert f"--enable-grains cannot be used with {message}: " in str(error.value)
+
+
+def test_admits_an_image_model_for_text_alone(vllm_config, vision_world):
+    assert vllm_config("llava", "llava.yaml", language_model_only=True)
+
+
+def test_refuses_other_multimodal_models_by_name(vllm_config, vision_world, monkeypatch):
+    found = vllm_config("llava", "llava.yaml")
+    monkeypatch.setattr(found.model_config, "_architecture", "Qwen3VLForConditionalGeneration")
+    with pytest.raises(GrainsConfigError) as error:
+        require_engine(found, catalogue_of(found))
+    message = str(error.value)
+    assert "the multimodal model Qwen3VLForConditionalGeneration; known are" in message
+    assert all(name in message for name in ARCHITECTURE.values())
 
 
 def test_refuses_a_server_that_does_not_check_model_names(vllm_config, monkeypatch):

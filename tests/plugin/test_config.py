@@ -132,7 +132,11 @@ def test_an_engine_without_grains_has_no_catalogue():
         ({"v": {**ONE, "layers": [4]}}, {}, "vectors.v.layers: [4] have no direction"),
         ({"v": {**ONE, "layers": []}}, {}, "vectors.v.layers: [] is not a layer number"),
         ({"v": {**ONE, "layers": "1-2"}}, {}, "vectors.v.layers: '1-2' is not a layer number"),
-        ({"v": {**ONE, "positions": "answer"}}, {}, "'answer' is not one of all, prompt, prompt:N"),
+        (
+            {"v": {**ONE, "positions": "answer"}},
+            {},
+            "'answer' is not one of all, text, image, prompt, prompt:N",
+        ),
         ({"v": {**ONE, "scale": "big"}}, {}, "'big' is not one of relative, absolute"),
         ({"v": {**ONE, "description": 3}}, {}, "vectors.v.description: 3 is not text"),
         ({"v": {**ONE, "strength": 10**400}}, {}, "v.strength: a huge integer is not a number"),

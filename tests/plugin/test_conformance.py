@@ -215,10 +215,14 @@ def random_request(rng, req_id):
     for number in rng.sample(range(KEYS), rng.choice([0, 1, 1, 2])):
         start = rng.choice([0, 0, rng.randint(0, prompt), prompt])
         end = rng.choice([None, prompt, prompt + rng.randint(1, 20)])
+        spans = [[start, end]]
+        if rng.random() < 0.4:  # one kind of tokens, of which images are the other
+            edges = sorted(rng.sample(range(prompt + 1), min(prompt + 1, rng.randint(1, 6))))
+            spans = [list(pair) for pair in zip(edges[::2], [*edges[1::2], None], strict=False)]
         strength = rng.choice([-1.5, 0.25, 3.0])
         terms.append(
             {"slot": f"key {number}", "vector": "not read", "layers": [], "scale": "relative",
-             "strength": strength, "start": start, "end": end}
+             "strength": strength, "spans": spans}
         )  # fmt: skip
     return prompt, rng.randint(1, 30), terms
 
@@ -228,7 +232,7 @@ def due(terms, position):
     return sorted(
         (term["slot"], term["strength"])
         for term in terms
-        if position in range(term["start"], 10**6 if term["end"] is None else term["end"])
+        if any(start <= position < (end or 10**6) for start, end in term["spans"])
     )
 
 

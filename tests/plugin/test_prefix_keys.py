@@ -2,6 +2,7 @@
 
 import pytest
 from vllm import SamplingParams
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import init_none_hash
 from vllm.v1.request import Request
@@ -27,16 +28,22 @@ def hashes(catalogue):
     """hashes(extra_args) -> the block hashes of 24 tokens of which 10 are the prompt."""
     known = catalogue(max_vectors_per_request=2)
 
-    def compute(extra_args=None, prompt=PROMPT, total=24):
+    def compute(extra_args=None, prompt=PROMPT, total=24, images=()):
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher
 
-        marker = build(select(extra_args, known), prompt)
+        features = [
+            MultiModalFeatureSpec(None, "image", name, PlaceholderRange(offset, length))
+            for name, offset, length in images
+        ]
+        held = [("image", offset, offset + length) for _, offset, length in images]
+        marker = build(select(extra_args, known), prompt, held)
         tokens = list(range(total))
         request = Request(
             "r",
             tokens[:prompt],
             SamplingParams(extra_args={RESERVED: marker} if marker else None),
             None,
+            mm_features=features,
             block_hasher=get_request_block_hasher(BLOCK, sha256),
         )
         request.append_output_token_ids(tokens[prompt:])
@@ -83,6 +90,33 @@ def test_the_next_turn_of_a_chat_does_not_take_generated_tokens_for_prompt(hashe
     assert shared(hashes(), hashes(asked, prompt=20)) == 5
     everything = {"steering": "truthful"}
     assert shared(hashes(everything), hashes(everything, prompt=20)) == 6
+
+
+def test_what_an_image_is_and_what_steers_its_tokens_both_count(hashes):
+    # Blocks of 4; the image lies in the second and third, the prompt ends in the fifth.
+    cat, dog = ({"prompt": 18, "images": [(name, 5, 6)]} for name in ("cat", "dog"))
+    everything, text, image = (
+        {"steering": "truthful", "steering_positions": word} for word in ("all", "text", "image")
+    )
+    assert shared(hashes(**cat), hashes(**dog)) == 1
+    # Before the image, `text` is `all`; `image` is nothing.
+    assert shared(hashes(everything, **cat), hashes(text, **cat)) == 1
+    assert shared(hashes(**cat), hashes(image, **cat)) == 1
+    assert shared(hashes(text, **cat), hashes(text, **dog)) == 1
+    assert shared(hashes(text, **cat), hashes(text, **cat)) == 6
+    # Without images, `text` is `all` and `image` nothing to the end.
+    assert shared(hashes(everything), hashes(text)) == 6
+    assert shared(hashes(), hashes(image)) == 6
+
+
+def test_an_image_that_a_block_cuts_counts_as_a_whole(hashes):
+    """Its tokens may see each other, so what is shifted behind the cut is seen before it."""
+    prompt = {"prompt": 18, "images": [("cat", 5, 6)]}
+    window = {"steering": "truthful", "steering_positions": "prompt:8"}  # from 10, in the image
+    assert shared(hashes(**prompt), hashes(window, **prompt)) == 1
+    assert shared(hashes(prompt=18), hashes(window, prompt=18)) == 2
+    behind = {"steering": "truthful", "steering_positions": "prompt:7"}
+    assert shared(hashes(**prompt), hashes(behind, **prompt)) == 2
 
 
 def test_strength_vector_and_layers_tell_blocks_apart_and_order_does_not(hashes):

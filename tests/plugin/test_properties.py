@@ -66,6 +66,23 @@ def catalogues(tmp_path_factory):
     return found
 
 
+# --- what a prompt holds -------------------------------------------------------------------------
+
+# Runs of tokens, (modality or "" for text, length), in order.
+_HELD = st.lists(
+    st.tuples(st.sampled_from(["", "image", "image", "video"]), st.integers(1, 12)), max_size=6
+).map(
+    lambda runs: [
+        (
+            modality,
+            sum(length for _, length in runs[:number]),
+            sum(n for _, n in runs[: number + 1]),
+        )
+        for number, (modality, _) in enumerate(runs)
+        if modality
+    ]
+)
+
 # --- what requests may say -----------------------------------------------------------------------
 
 _KNOWN = st.sampled_from(["a", "b", "c", "twin-of-a"])
@@ -83,6 +100,7 @@ _SPECS = st.lists(
 ).map(",".join)
 _PLACES = st.one_of(
     st.sampled_from(["all", "prompt", "generation", "prompt+generation", "generation:1+prompt"]),
+    st.sampled_from(["text", "image", "text+generation", "image:1"]),
     st.builds("prompt:{}".format, st.integers(-1, 10**10)),
     st.builds("generation:{}+prompt:{}".format, st.integers(), st.integers(0, 50)),
     st.lists(st.sampled_from(["prompt", "generation", "prompt:3"]), max_size=3).map("+".join),
@@ -132,8 +150,16 @@ _EXTRA_ARGS = st.one_of(
 
 
 @law(2000)
-@given(asked=_EXTRA_ARGS, which=st.integers(0, 3), enabled=st.booleans(), border=st.integers(1, 99))
-def test_a_request_is_understood_or_refused_by_name(catalogues, asked, which, enabled, border):
+@given(
+    asked=_EXTRA_ARGS,
+    which=st.integers(0, 3),
+    enabled=st.booleans(),
+    border=st.integers(1, 99),
+    held=_HELD,
+)
+def test_a_request_is_understood_or_refused_by_name(
+    catalogues, asked, which, enabled, border, held
+):
     TRIED["requests"] += 1
     catalogue = catalogues[which]
     try:
@@ -151,8 +177,9 @@ def test_a_request_is_understood_or_refused_by_name(catalogues, asked, which, en
         assert choice.steering is None
     for key in asked or {}:
         assert not (isinstance(key, str) and key.startswith("grains_"))
-    marker = build(choice, border)
-    assert json.loads(json.dumps(marker, allow_nan=False)) == marker
+    marker = build(choice, border, held)
+    written = json.dumps(marker, allow_nan=False)
+    assert json.dumps(json.loads(written)) == written
     if choice.steering is None:
         assert not (marker and marker["terms"])
         return
@@ -165,7 +192,10 @@ def test_a_request_is_understood_or_refused_by_name(catalogues, asked, which, en
         assert list(term.layers) == sorted(set(term.layers)) and term.layers
         assert set(term.layers) <= set(catalogue.vectors[term.entry.name].layers)
         assert str(Positions.parse(term.positions)) == term.positions
-        assert written["start"] >= 0 and (written["end"] is None or written["end"] > 0)
+        edges = [edge for span in written["spans"] for edge in span]
+        assert None not in edges[:-1] and (not edges or edges[0] >= 0)
+        bounded = [edge for edge in edges if edge is not None]
+        assert bounded == sorted(set(bounded)), "in order, disjoint, not empty, not touching"
     assert Receipt(marker, border).to_json()["steered"] is True
 
 
@@ -177,12 +207,23 @@ _POSITIONS = st.one_of(
     st.builds(Positions, st.just(0), _COUNTS),
     st.builds(Positions, _COUNTS, st.just(0)),
 )
+_KINDS = st.sampled_from([Positions.parse("text"), Positions.parse("image")])
 
 
-def tokens(positions, border, length):
+def tokens(positions, border, length, held=()):
     """The steered ones among the first `length` tokens."""
-    start, end = positions.interval(border)
-    return {p for p in range(length) if start <= p and (end is None or p < end)}
+    spans = positions.spans(border, held)
+    return {p for p in range(length) for a, b in spans if a <= p and (b is None or p < b)}
+
+
+@law(500)
+@given(held=_HELD, border=st.integers(1, 80), length=st.integers(0, 120))
+def test_laws_of_kinds(held, border, length):
+    TRIED["kinds"] += 1
+    kind = {p: modality for modality, start, end in held for p in range(start, end)}
+    text, image = (tokens(Positions.parse(w), border, length, held) for w in ("text", "image"))
+    assert text == {p for p in range(length) if p not in kind}
+    assert image == {p for p in range(length) if kind.get(p) == "image"}
 
 
 @law(500)
@@ -192,7 +233,7 @@ def test_a_text_is_read_as_its_canonical_form_or_refused(text):
     try:
         positions = Positions.parse(text)
     except PositionsError as error:
-        assert "is not one of all, prompt," in str(error) and len(str(error)) < 300
+        assert "is not one of all, text, image, prompt," in str(error) and len(str(error)) < 300
         return
     assert Positions.parse(str(positions)) == positions
     assert len(str(positions)) <= len(text)
@@ -207,7 +248,7 @@ def test_laws_of_intervals(positions, border, length):
     assert Positions.parse(str(positions)) == positions
     prompt, answer = Positions(positions.before, 0), Positions(0, positions.after)
     here = tokens(positions, border, length)
-    assert positions.interval(border)[0] >= 0
+    assert all(start >= 0 for start, _ in positions.spans(border)) and len(here) <= length
     # The two halves are disjoint, are the whole, and lie where their names say.
     halves = tokens(prompt, border, length), tokens(answer, border, length)
     assert halves[0] | halves[1] == here and not halves[0] & halves[1]
@@ -228,30 +269,30 @@ def test_laws_of_intervals(positions, border, length):
 _STRENGTHS = st.sampled_from([0.5, -0.5, 0.25])
 _WISHES = st.dictionaries(
     st.sampled_from(["a", "b", "c", "twin-of-a"]),
-    st.tuples(_STRENGTHS, _POSITIONS.map(str), st.booleans()),
+    st.tuples(_STRENGTHS, st.one_of(_POSITIONS, _KINDS).map(str), st.booleans()),
     max_size=3,
 )
 
 
-def terms_of(wishes, border, catalogue):
+def terms_of(wishes, border, catalogue, held):
     """The marker's terms of a request, made the way the front end makes them."""
     terms = []
     for name, (strength, positions, narrowed) in wishes.items():
         entry = catalogue.vectors[name]
         layers = entry.layers[:1] if narrowed else entry.layers
         terms.append(Term(entry, strength, positions, layers))
-    marker = build(Choice(Steering.of(terms)), border) if terms else None
+    marker = build(Choice(Steering.of(terms)), border, held) if terms else None
     return marker["terms"] if marker else []
 
 
-def shifted(wishes, border, end, catalogue):
+def shifted(wishes, border, end, catalogue, held):
     """How often each (vector with its strength and layers, token) occurs before `end`."""
     found = Counter()
     for name, (strength, positions, narrowed) in wishes.items():
         entry = catalogue.vectors[name]
         layers = entry.layers[:1] if narrowed else entry.layers
         row = entry.digest, entry.scale, layers, float(np.float32(strength))
-        found.update((row, p) for p in tokens(Positions.parse(positions), border, end))
+        found.update((row, p) for p in tokens(Positions.parse(positions), border, end, held))
     return found
 
 
@@ -263,9 +304,10 @@ def shifted(wishes, border, end, catalogue):
     borders=st.tuples(st.integers(1, 90), st.integers(1, 90)),
     block=st.integers(1, 8),
     size=st.sampled_from([1, 4, 16]),
+    held=_HELD,
 )
 def test_blocks_are_shared_exactly_if_the_same_tokens_are_shifted_alike(
-    catalogues, one, other, same, borders, block, size
+    catalogues, one, other, same, borders, block, size, held
 ):
     TRIED["pairs of requests"] += 1
     catalogue, end = catalogues[0], block * size
@@ -275,9 +317,10 @@ def test_blocks_are_shared_exactly_if_the_same_tokens_are_shifted_alike(
             name: (strength + 1e-12, other.get(name, (0, positions))[1], narrowed)
             for name, (strength, positions, narrowed) in one.items()
         }
-    terms = terms_of(one, borders[0], catalogue), terms_of(other, borders[1], catalogue)
-    found = shifted(one, borders[0], end, catalogue), shifted(other, borders[1], end, catalogue)
-    keys = block_key(terms[0], end), block_key(terms[1], end)
+    asked = (one, borders[0]), (other, borders[1])
+    # Requests whose tokens are the same: the images lie at the same places.
+    found = [shifted(*request, end, catalogue, held) for request in asked]
+    keys = [block_key(terms_of(*request, catalogue, held), end) for request in asked]
     event(f"same tokens: {found[0] == found[1]}, some: {bool(found[0])}")
     if keys[0] == keys[1]:
         assert found[0] == found[1]

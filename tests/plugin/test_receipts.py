@@ -29,15 +29,23 @@ from grains_vllm.positions import Positions
 from grains_vllm.receipts import Receipt, combined
 from grains_vllm.receipts_http import ReceiptMiddleware
 
-POSITIONS = ["all", "prompt", "generation", "prompt:3", "generation:2", "prompt:2+generation:1"]
+POSITIONS = [
+    "all",
+    "text",
+    "image",
+    "prompt",
+    "generation",
+    "prompt:3",
+    "generation:2",
+    "prompt:2+generation:1",
+]
 
 
-def term(positions, border, name="truthful", strength=0.5):
-    start, end = Positions.parse(positions).interval(border)
+def term(positions, border, name="truthful", strength=0.5, held=()):
     return {
         "key": "", "name": name, "vector": f"{name}{'0' * 64}", "layers": [1, 2],
         "scale": "relative", "slot": "", "strength": strength, "positions": positions,
-        "start": start, "end": end,
+        "spans": Positions.parse(positions).spans(border, held),
     }  # fmt: skip
 
 
@@ -58,13 +66,22 @@ def test_counts_agree_with_a_walk_over_all_positions():
         prompt, lengths = draw.randint(1, 8), [draw.randint(0, 6) for _ in range(2)]
         border = draw.randint(1, prompt)  # steering_prompt_tokens may say so
         chosen = draw.choices(POSITIONS, k=draw.randint(0, 3))
-        whole = receipt(marker(*(term(text, border) for text in chosen)), prompt, *lengths)
+        begin = draw.randint(0, prompt)
+        image = range(begin, draw.randint(begin, prompt))
+        held = [("image", image.start, image.stop)]
+        terms = [term(text, border, held=held) for text in chosen]
+        whole = receipt(marker(*terms), prompt, *lengths)
 
-        def walk(texts, prompt=prompt, lengths=lengths, border=border):
+        def walk(texts, prompt=prompt, lengths=lengths, border=border, image=image):
             def hit(position):
                 return any(
-                    position in range(start, 10**6 if end is None else end)
-                    for start, end in (Positions.parse(text).interval(border) for text in texts)
+                    (position in image) == (text == "image")
+                    if text in ("image", "text")
+                    else any(
+                        position in range(start, 10**6 if end is None else end)
+                        for start, end in Positions.parse(text).spans(border)
+                    )
+                    for text in texts
                 )
 
             fed_back = [p for n in lengths for p in range(prompt, prompt + n - 1)]

@@ -28,7 +28,10 @@ def recount(batch, table, parts):
         for position in range(computed, computed + scheduled):
             row = [(0, 0.0)] * parts
             for column, part in enumerate(table.get(req_id, ())):
-                here = part.start <= position and (part.end is None or position < part.end)
+                here = any(
+                    start <= position and (end is None or position < end)
+                    for start, end in part.spans
+                )
                 strength = float(np.float32(part.strength))
                 if here and strength != 0:
                     row[column] = part.slot, strength
@@ -61,17 +64,28 @@ def fill(routing, *batch):
 # --- any trace -----------------------------------------------------------------------------------
 
 _FAR = 10**10  # more than int32 holds
-_PART = st.builds(
-    lambda slot, strength, start, length: Part(
-        slot, strength, start, None if length is None else start + length
-    ),
-    st.integers(0, 4),
-    st.sampled_from([-1.5, 0.25, 3.0, 1e-30, 0.0, -0.0, 1e-46]),
+_WINDOW = st.builds(
+    lambda start, length: [(start, None if length is None else start + length)],
     st.one_of(st.integers(0, 40), st.just(_FAR)),
     st.one_of(st.none(), st.integers(-9, 20), st.just(_FAR)),
 )
+# Text between images, or images between texts.
+_KIND = st.builds(
+    lambda edges, open_end: (
+        [tuple(edges[number : number + 2]) for number in range(0, len(edges) - 1, 2)]
+        + ([(edges[-1], None)] if len(edges) % 2 and open_end else [])
+    ),
+    st.lists(st.one_of(st.integers(0, 60), st.just(_FAR)), max_size=9, unique=True).map(sorted),
+    st.booleans(),
+)
+_PART = st.builds(
+    Part,
+    st.integers(0, 4),
+    st.sampled_from([-1.5, 0.25, 3.0, 1e-30, 0.0, -0.0, 1e-46]),
+    st.one_of(_WINDOW, _KIND),
+)
 _EVERYWHERE = st.builds(
-    Part, st.integers(0, 4), st.sampled_from([-1.5, 0.25]), st.just(0), st.none()
+    Part, st.integers(0, 4), st.sampled_from([-1.5, 0.25]), st.just([(0, None)])
 )
 _NAMES = ["a", "b", "c", "d", "e", "f"]
 
@@ -181,7 +195,7 @@ def test_every_token_of_every_batch_gets_its_own(data, parts, part):
 
 
 def test_the_tail_of_a_longer_batch_is_cleared():
-    routing = routing_of(a=[Part(1, 2.0, 0, None)])
+    routing = routing_of(a=[Part(1, 2.0, [(0, None)])])
     fill(routing, ("a", 40, 0))
     fill(routing, ("a", 1, 40))
     assert rows_of(routing) == [[(1, 2.0)]] + [[(0, 0.0)]] * (SIZE - 1)
@@ -192,7 +206,7 @@ def test_the_tail_of_a_longer_batch_is_cleared():
 
 def test_a_batch_of_nobody_clears_the_buffers():
     """Dummy tokens, as an idle rank computes them beside a busy one."""
-    routing, nobody = routing_of(a=[Part(1, 2.0, 0, None)]), np.zeros(0, np.int64)
+    routing, nobody = routing_of(a=[Part(1, 2.0, [(0, None)])]), np.zeros(0, np.int64)
     fill(routing, ("a", 4, 0))
     for _ in range(2):
         routing.fill([], nobody, nobody, 0)
@@ -203,11 +217,11 @@ def test_a_batch_of_nobody_clears_the_buffers():
 
 @pytest.mark.parametrize("start", [0, 3])
 def test_an_unchanged_batch_copies_nothing(start):
-    routing = routing_of(a=[Part(1, 2.0, start, None)])
+    routing = routing_of(a=[Part(1, 2.0, [(start, None)])])
     fill(routing, ("a", 1, 3))
     version = routing.slot._version
     fill(routing, ("a", 1, 4))
-    routing.add("elsewhere", [Part(0, 1.0, 0, None)])
+    routing.add("elsewhere", [Part(0, 1.0, [(0, None)])])
     fill(routing, ("a", 1, 5))
     assert routing.slot._version == version
     fill(routing, ("a", 2, 6))
@@ -217,9 +231,11 @@ def test_an_unchanged_batch_copies_nothing(start):
 @pytest.mark.parametrize(
     ("parts", "described"),
     [
-        ({"a": [Part(0, 1.0, 0, None)]}, [0]),
-        ({"a": [Part(0, 1.0, 0, 120), Part(1, 1.0, 7, None)]}, [0, 7, 120]),
-        ({"a": [Part(0, 1.0, 50, 51)], "b": [Part(1, 1.0, 0, None)]}, [0, 50, 51]),
+        ({"a": [Part(0, 1.0, [(0, None)])]}, [0]),
+        ({"a": [Part(0, 1.0, [(0, 120)]), Part(1, 1.0, [(7, None)])]}, [0, 7, 120]),
+        ({"a": [Part(0, 1.0, [(50, 51)])], "b": [Part(1, 1.0, [(0, None)])]}, [0, 50, 51]),
+        # Anew at each step until the last span but one has been passed.
+        ({"a": [Part(0, 1.0, [(0, 2), (4, 5), (9, None)])]}, [0, 1, 2, 3, 4, 5, 9]),
     ],
 )
 def test_a_batch_that_decodes_on_is_described_anew_where_a_window_begins_or_ends(
@@ -245,7 +261,7 @@ def test_nothing_is_counted_while_nobody_is_steered():
 
 
 def test_more_requests_than_ever_before():
-    parts = {f"r{number}": [Part(number, 1.0 + number, 0, None)] for number in range(SIZE)}
+    parts = {f"r{number}": [Part(number, 1.0 + number, [(0, None)])] for number in range(SIZE)}
     routing = routing_of(**parts)
     for gone in range(0, SIZE, 2):
         routing.discard(f"r{gone}")
@@ -257,7 +273,7 @@ def test_more_requests_than_ever_before():
 
 
 def test_what_cannot_be_is_an_error():
-    routing = routing_of(a=[Part(1, 2.0, 0, None)])
+    routing = routing_of(a=[Part(1, 2.0, [(0, None)])])
     routing.discard("never seen")
     with pytest.raises(ValueError, match="num_tokens is 1, but 3 are scheduled"):
         routing.fill(["a"], np.array([3]), np.array([0]), 1)
@@ -266,4 +282,4 @@ def test_what_cannot_be_is_an_error():
     with pytest.raises(RuntimeError, match="size"):
         fill(routing, ("a", SIZE + 1, 0))
     with pytest.raises(ValueError, match="shape"):
-        routing.add("b", [Part(1, 2.0, 0, None)] * 2)
+        routing.add("b", [Part(1, 2.0, [(0, None)])] * 2)

@@ -35,7 +35,7 @@ def request(req_id, digest, start=0, end=None, terms=1, prompt_tokens=3):
         "terms": [
             {
                 "name": f"a{number}", "vector": digest, "layers": [number], "scale": "relative",
-                "slot": f"key {number}", "strength": 0.5, "start": start, "end": end,
+                "slot": f"key {number}", "strength": 0.5, "spans": [[start, end]],
             }
             for number in range(terms)
         ],

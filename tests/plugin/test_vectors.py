@@ -102,7 +102,7 @@ def test_digest_is_stable_across_releases():
         ({"passport": {"recommended": {"layers": "all"}}}, "recommended.layers is 'all'"),
         ({"passport": {"recommended": {"strength": "strong"}}}, "recommended.strength is 'strong'"),
         ({"passport": {"recommended": {"positions": "end"}}},
-         "recommended.positions: 'end' is not one of all, prompt, prompt:N"),
+         "recommended.positions: 'end' is not one of all, text, image, prompt, prompt:N"),
         ({"passport": {"recommended": {"positions": 1}}}, "recommended.positions: 1 is not one of"),
         ({"passport": {"recommended": 3}}, "recommended is 3"),
     ],

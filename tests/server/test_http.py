@@ -164,7 +164,7 @@ BAD = {
     ),
     "positions": (
         {"vllm_xargs": {"steering": "truthful", "steering_positions": "middle"}},
-        "steering_positions: 'middle' is not one of all, prompt, prompt:N",
+        "steering_positions: 'middle' is not one of all, text, image, prompt, prompt:N",
     ),
     "beside xargs": ({"steering": "truthful"}, "steering: belongs into the request's vllm_xargs"),
     "literal extra_body": (
