@@ -15,6 +15,7 @@ from captum.attr import IntegratedGradients
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from offline import objective
 from offline.attribution import Attributor
 from offline.baselines import baseline_embedding, prompt_baseline
 from offline.batching import Room
@@ -25,7 +26,7 @@ from offline.extract import extract
 from offline.groups import group_maker
 from offline.image_views import image_record
 from offline.model import Decoder, as_decoder, check_leaf, load_decoder
-from offline.objective import contrast, place_of, response_logps, rows_of
+from offline.objective import contrast, may_pack, place_of, response_logps, rows_of
 from offline.options import Baseline, ExtractOptions, Mask, Objective, Read, Tokens
 from offline.pairs import Pair, PairSet
 from offline.pictures import Picture
@@ -195,7 +196,7 @@ def test_captum_agrees() -> None:
     (ours,) = Attributor(decoder, options, vocabulary, Room()).attribute([pair])
     flags = torch.tensor(pair.image_tokens)
 
-    def objective(embeds: Tensor) -> Tensor:
+    def difference(embeds: Tensor) -> Tensor:
         """F from the language model alone, one row per response."""
         found = []
         for ids in (pair.chosen_ids, pair.rejected_ids):
@@ -210,7 +211,7 @@ def test_captum_agrees() -> None:
 
     b = vocabulary.repeat(len(flags), 1)
     b[flags] = place.embeds[flags].mean(0)
-    theirs = IntegratedGradients(objective, multiply_by_inputs=True).attribute(
+    theirs = IntegratedGradients(difference, multiply_by_inputs=True).attribute(
         place.embeds[None], baselines=b[None], n_steps=points, method="gausslegendre",
         internal_batch_size=points,
     )  # fmt: skip
@@ -270,6 +271,15 @@ def test_gemma_keeps_bidirectional_image_attention() -> None:
     )
     with pytest.raises(InputError, match="token_type_ids"):
         prompt_inputs(other, pair.prompt_ids, pair.image)
+
+
+def test_gemma_is_never_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the numbers look alike: one row would lose its attention both ways."""
+    decoder = decoder_of("gemma3")
+    monkeypatch.setitem(objective._PACKED_TOLERANCE, torch.float32, float("inf"))
+    assert not may_pack(decoder, tokenised(decoder, make_pair(0)))
+    llava = decoder_of("llava")
+    assert may_pack(llava, tokenised(llava, make_pair(0)))
 
 
 def test_deepstack_is_refused() -> None:
@@ -354,7 +364,7 @@ def test_cells_lie_where_the_image_is(name: str) -> None:
     decoder = decoder_of(name)
     size = (24, 24) if name == "llava" else (40, 24)
     plain = Image.new("RGB", size, (200, 200, 200))
-    for corner in ((0, 0), (1, 1)):
+    for corner in ((0, 0), (1, 0), (1, 1)):  # right, bottom
         painted = plain.copy()
         left, top = (0 if not corner[0] else size[0] - 4), (0 if not corner[1] else size[1] - 4)
         ImageDraw.Draw(painted).rectangle((left, top, left + 3, top + 3), fill=(0, 0, 0))
@@ -375,7 +385,7 @@ def test_cells_lie_where_the_image_is(name: str) -> None:
                 assert (row, column) == corner[::-1], view["name"]
             else:
                 last = view["rows"] - 1, view["columns"] - 1
-                assert (row, column) == (last if corner == (1, 1) else (0, 0)), view["name"]
+                assert (row, column) == (corner[1] * last[0], corner[0] * last[1]), view["name"]
 
 
 def test_the_middle_of_a_long_image_is_what_clip_sees() -> None:
