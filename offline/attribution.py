@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from offline.baselines import prompt_baseline
 from offline.batching import Room, out_of_memory, return_freed_memory
 from offline.blocks import recomputed
 from offline.errors import InputError
@@ -19,6 +20,7 @@ from offline.model import Decoder
 from offline.objective import contrast, may_pack, row_length
 from offline.options import AttributionMethod, ExtractOptions
 from offline.points import Place, Stage, random_scores, stages
+from offline.prompt_inputs import prompt_inputs
 from offline.prompts import TokenPair
 
 
@@ -73,6 +75,7 @@ class Attributor:
     """Attributes groups of examples; points of all of them share batches.
 
     Attributes:
+        baseline: [hidden] float32; prompts with an image get one of their own from it.
         room: how much goes into one forward.
     """
 
@@ -108,17 +111,19 @@ class Attributor:
         return [example.result for example in examples if example.result is not None]
 
     def _example(self, pair: TokenPair) -> Example:
-        x = self.decoder.embed(pair.prompt_ids).float()
+        prompt = prompt_inputs(self.decoder, pair.prompt_ids, pair.image)
+        x = prompt.embeds.float()
+        baseline = prompt_baseline(prompt, self.baseline, self.options.baseline)
         packed = self._packs(pair)
         with torch.no_grad():
             values = contrast(
-                self.decoder, [pair, pair], [x, self.baseline.expand_as(x)], packed,
+                self.decoder, [pair, pair], [x, baseline.expand_as(x)], packed,
                 self.options.objective,
             )  # fmt: skip
         self._require_finite(values, pair, "the objective")
         f_input, f_baseline = values.double().tolist()
-        attempts = stages(pair, x, self.baseline, self.options)
-        start = self.baseline if self._integrates else torch.zeros_like(self.baseline)
+        attempts = stages(pair, x, baseline, self.options)
+        start = baseline if self._integrates else torch.zeros_like(baseline)
         return Example(pair, x - start, packed, f_input, f_baseline, attempts)
 
     @property
@@ -206,10 +211,11 @@ class Attributor:
     def _packs(self, pair: TokenPair) -> bool:
         # What can go wrong belongs to the model or comes with length, so an example that is no
         # longer than one that has been tried needs no trial of its own.
-        if pair.length <= self._packed_length:
+        # With an image comes another layout of positions, so each of those is tried.
+        if pair.image is None and pair.length <= self._packed_length:
             return True
         fits = may_pack(self.decoder, pair)
-        if fits:
+        if fits and pair.image is None:
             self._packed_length = pair.length
         return fits
 

@@ -35,6 +35,11 @@ class BackEnd:
     dtype: str
     decoder: Decoder | None = None
 
+    @property
+    def processor(self) -> Any:
+        """Of a model that takes images; None elsewhere, and for vLLM, which scores text alone."""
+        return None if self.decoder is None else self.decoder.processor
+
     def scorer(
         self,
         items: Sequence[Item],

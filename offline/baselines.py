@@ -6,6 +6,7 @@ from torch import Tensor
 from offline.errors import InputError
 from offline.model import Decoder
 from offline.options import Baseline, Mask
+from offline.prompt_inputs import PromptInputs
 
 _CHUNK = 8192
 
@@ -29,6 +30,19 @@ def baseline_embedding(decoder: Decoder, baseline: Baseline) -> Tensor:
     # Through the layer, not its weight: some models scale inside the embedding layer.
     total = sum(decoder.embed(chunk).double().sum(0) for chunk in ids.split(_CHUNK))
     return (total / len(ids)).float()  # type: ignore[union-attr]
+
+
+def prompt_baseline(prompt: PromptInputs, baseline: Tensor, kind: Baseline) -> Tensor:
+    """The baseline of one prompt: [hidden] or, where it has an image, [T, hidden], float32.
+
+    An image feature has no token that could stand for it: image positions get the mean feature of
+    their image, but for `zero`, which is zero everywhere.
+    """
+    if kind is Baseline.zero or not prompt.image_tokens.any():
+        return baseline
+    rows = baseline.repeat(len(prompt.embeds), 1)
+    rows[prompt.image_tokens] = prompt.embeds[prompt.image_tokens].double().mean(0).float()
+    return rows
 
 
 def mask_embedding(decoder: Decoder, mask: Mask, baseline: Tensor) -> Tensor | None:

@@ -27,6 +27,9 @@ from offline.errors import InputError
 stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+AllowImageUrls = Annotated[
+    bool, typer.Option("--allow-image-urls", help="Download images that the data has URLs of.")
+]
 Force = Annotated[bool, typer.Option(help="Overwrite an existing --out.")]
 
 

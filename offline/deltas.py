@@ -11,6 +11,7 @@ from offline.errors import InputError
 from offline.model import Decoder
 from offline.objective import Row, batch_inputs, logits_at
 from offline.options import Read
+from offline.prompt_inputs import prompt_inputs
 from offline.prompts import TokenPair
 
 
@@ -31,9 +32,10 @@ class Deltas:
 
 
 def masked(prompt: Tensor, positions: Sequence[int], replacement: Tensor) -> Tensor:
-    """A copy of `prompt` [T, hidden] whose `positions` hold `replacement` [hidden]."""
-    copy = prompt.clone()
-    copy[list(positions)] = replacement.to(copy.dtype)
+    """A copy of `prompt` [T, hidden] whose `positions` hold `replacement` ([hidden], or [T, hidden]
+    with one for each position)."""
+    copy, chosen = prompt.clone(), list(positions)
+    copy[chosen] = replacement.to(copy.dtype).expand_as(copy)[chosen]
     return copy
 
 
@@ -49,18 +51,20 @@ def deltas(
 
     Args:
         positive, negative: T+ and T-, positions in the prompt; an empty set gives a zero delta.
-        replacement: embedding [hidden] for masked positions; None hides them from attention.
+        replacement: embedding [hidden] or [T, hidden] for masked positions; None hides them from
+            attention.
         read: the prompt's last position, or a place in x + y+ (for D+) and x + y- (for D-).
 
     Raises:
         InputError: a block output is NaN or infinite.
     """
-    prompt = decoder.embed(pair.prompt_ids)
-    whole = [Row(prompt, ((ids, 1),)) for ids in _after(pair, read)]
+    place = prompt_inputs(decoder, pair.prompt_ids, pair.image)
+    prompt = place.embeds
+    whole = [Row(prompt, ((ids, 1),), place) for ids in _after(pair, read)]
     without = []
     for row, chosen in zip((whole[0], whole[-1]), (positive, negative), strict=True):
         embeds = prompt if replacement is None else masked(prompt, chosen, replacement)
-        without.append(Row(embeds, row.segments))
+        without.append(Row(embeds, row.segments, place))
     hidden: list[Sequence[int]] = [()] * len(whole)
     hidden += [positive, negative] if replacement is None else [(), ()]
     read_off, norms = streams(decoder, [*whole, *without], hidden, pair, read)
@@ -75,8 +79,8 @@ def read_streams(decoder: Decoder, pair: TokenPair, read: Read) -> tuple[Tensor,
     Raises:
         InputError: a block output is NaN or infinite.
     """
-    prompt = decoder.embed(pair.prompt_ids)
-    rows = [Row(prompt, ((ids, 1),)) for ids in _after(pair, read)]
+    place = prompt_inputs(decoder, pair.prompt_ids, pair.image)
+    rows = [Row(place.embeds, ((ids, 1),), place) for ids in _after(pair, read)]
     return streams(decoder, rows, [()] * len(rows), pair, read)
 
 

@@ -94,6 +94,11 @@ def score_items(
 
 
 def _body(item: Item, model: str, xargs: Mapping[str, Any], border: bool) -> Body:
+    if item.image is not None:
+        raise InputError(
+            f"the prompt {item.image.text[:60]!r} has an image, and token ids sent to a server "
+            "have none: over HTTP only pairs are scored with images"
+        )
     asked = dict(xargs)
     if border:
         asked["steering_prompt_tokens"] = len(item.prompt_ids)

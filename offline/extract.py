@@ -17,11 +17,11 @@ from offline.errors import InputError
 from offline.groups import Group, Record, group_maker
 from offline.kept_deltas import KeptDeltas
 from offline.model import Decoder, check_leaf
-from offline.options import ExtractOptions, Method
+from offline.options import ExtractOptions, Method, Tokens
 from offline.pairs import PairSet
 from offline.partial import PartialRun, differences, discard, from_bytes, to_bytes
 from offline.passport import manifest, write_passport
-from offline.prompts import TokenPair, tokenise
+from offline.prompts import TokenPair, chat_template, tokenise
 from offline.team import Team
 
 GROUP = 8  # examples that are computed together and kept together
@@ -69,15 +69,20 @@ def extract(
     """
     team = team or Team()
     say = on_note if team.leads else lambda note: None  # what all of them find
-    if isinstance(data.pairs[0].prompt, str) and getattr(decoder.tokenizer, "chat_template", None):
+    if isinstance(data.pairs[0].prompt, str) and chat_template(
+        decoder.tokenizer, decoder.processor
+    ):
         say("prompts are raw text although the model has a chat template; see --chat")
-    pairs = [tokenise(pair, decoder.tokenizer) for pair in data.pairs]
+    if options.tokens is not Tokens.joint and all(pair.picture is None for pair in data.pairs):
+        raise InputError(f"--tokens is {options.tokens}, but no prompt has an image")
+    pairs = [tokenise(pair, decoder.tokenizer, decoder.processor) for pair in data.pairs]
     for pair in pairs:
-        _require_fit(pair, decoder, options.k if strict_k else 1)
+        _require_fit(pair, decoder, options.most(pair.image is not None) if strict_k else 1)
     repeated = len(data.pairs) - len({pair.id for pair in data.pairs})
     if repeated:
         say(f"{repeated} examples have an id that another one has too")
-    check_leaf(decoder, pairs[0].prompt_ids)
+    for example in {pair.image is None: pair for pair in pairs}.values():  # one of each kind
+        check_leaf(decoder, example.prompt_ids, example.image)
     whose = f"process {team.rank}: " if team.size > 1 else ""
     room = Room(batch_rows, recompute, lambda note: on_note(whose + note))
     compute = group_maker(decoder, options, room, say)
@@ -209,9 +214,11 @@ def _vector(
 def _require_fit(pair: TokenPair, decoder: Decoder, k: int) -> None:
     where, config = pair.pair.where, decoder.text_config
     rows = decoder.model.get_input_embeddings().weight.shape[0]
-    beyond = [
-        token for token in (*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids) if token >= rows
+    # An image token's own embedding is never looked up, so some models have none.
+    words = [
+        token for token, image in zip(pair.prompt_ids, pair.image_tokens, strict=True) if not image
     ]
+    beyond = [token for token in (*words, *pair.chosen_ids, *pair.rejected_ids) if token >= rows]
     if beyond:
         raise InputError(
             f"{where}: token id {beyond[0]} is beyond the {rows} embeddings of model "

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from offline.attribution import Attribution, Attributor
-from offline.baselines import baseline_embedding, mask_embedding
+from offline.baselines import baseline_embedding, mask_embedding, prompt_baseline
 from offline.batching import Room
 from offline.deltas import deltas, read_streams
+from offline.image_views import image_record
 from offline.model import Decoder
-from offline.options import Baseline, ExtractOptions, Method, Mode, Read
+from offline.options import Baseline, ExtractOptions, Mask, Method, Mode, Read
+from offline.prompt_inputs import prompt_inputs
 from offline.prompts import TokenPair
 from offline.selection import select
 
@@ -57,14 +59,22 @@ def _grains_group(
     positive, negative = [torch.empty(0, layers, hidden)], [torch.empty(0, layers, hidden)]
     norms, records = [], []
     for pair, attribution in zip(pairs, scored, strict=True):
-        plus, minus = select(attribution.scores, pair.eligible, options.k)
+        eligible = options.tokens.allow(pair.eligible, pair.image_tokens)
+        plus, minus = select(attribution.scores, eligible, options.most(pair.image is not None))
         used = bool(plus and (minus or options.mode is Mode.positive))
         if plus:
-            delta = deltas(decoder, pair, plus, minus, replacement, options.read_at)
+            instead = replacement
+            if replacement is not None and options.mask is Mask.baseline:
+                prompt = prompt_inputs(decoder, pair.prompt_ids, pair.image)
+                instead = prompt_baseline(prompt, replacement, options.baseline)
+            delta = deltas(decoder, pair, plus, minus, instead, options.read_at)
             positive.append(delta.positive[None])
             negative.append(delta.negative[None])
             norms.append(delta.norms[None])
-        records.append(_identity(pair, used) | _story(pair, attribution, plus, minus))
+        record = _identity(pair, used) | _story(pair, attribution, eligible, plus, minus)
+        if pair.image is not None:
+            record["image"] = image_record(decoder, pair)
+        records.append(record)
     tensors = {"positive": torch.cat(positive), "negative": torch.cat(negative)}
     reads = 1 if options.read_at is Read.prompt_end else 2
     return tensors | {"norms": torch.cat([torch.empty(0, reads, layers), *norms])}, records
@@ -90,7 +100,13 @@ def _identity(pair: TokenPair, used: bool) -> Record:
     }
 
 
-def _story(pair: TokenPair, attribution: Attribution, plus: list[int], minus: list[int]) -> Record:
+def _story(
+    pair: TokenPair,
+    attribution: Attribution,
+    eligible: list[bool],
+    plus: list[int],
+    minus: list[int],
+) -> Record:
     return {
         "f_input": attribution.f_input,
         "f_baseline": attribution.f_baseline,
@@ -98,7 +114,7 @@ def _story(pair: TokenPair, attribution: Attribution, plus: list[int], minus: li
         "gap": attribution.gap,
         "packed": attribution.packed,
         "tokens": pair.tokens,
-        "eligible": pair.eligible,
+        "eligible": eligible,
         "scores": attribution.scores.tolist(),
         "positive": plus,
         "negative": minus,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from grains_vllm.vectors import ModelFingerprint
 from offline.blocks import find_blocks
 from offline.errors import InputError
+from offline.prompt_inputs import PromptCache, model_inputs, prompt_inputs
+from offline.vision import ImagePrompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CHECKED = 64
@@ -26,6 +28,8 @@ class Decoder:
         name: hub id or folder name, never a path.
         blocks: the decoder blocks in order; `blocks_path` is their name inside the model.
         weights_sha256: a digest of sampled weights, which tells two trainings apart.
+        processor: of a model that takes images; None elsewhere.
+        prompts: what its vision tower has made of the last prompts.
     """
 
     name: str
@@ -35,6 +39,8 @@ class Decoder:
     blocks_path: str
     fingerprint: ModelFingerprint
     weights_sha256: str
+    processor: Any = None
+    prompts: PromptCache = field(default_factory=PromptCache, repr=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,8 +95,15 @@ def load_decoder(
         raise InputError(f"model '{model_id}': no such folder")
     name = Path(model_id).resolve().name if Path(model_id).is_dir() else model_id
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model_id)
-        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        kind: Any = transformers.AutoModelForCausalLM
+        processor = None
+        if takes_images(transformers.AutoConfig.from_pretrained(model_id)):
+            kind = transformers.AutoModelForImageTextToText
+            processor = transformers.AutoProcessor.from_pretrained(model_id)
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is None:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model_id)
+        model, loading = kind.from_pretrained(
             model_id, dtype=DTYPES[dtype], device_map=device_map, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -108,7 +121,15 @@ def load_decoder(
         except RuntimeError as error:  # no such device, or too little memory on it
             first = str(error).splitlines()[0]
             raise InputError(f"model '{name}' does not go to --device {device}: {first}") from error
-    return as_decoder(model, tokenizer, name, blocks)
+    return as_decoder(model, tokenizer, name, blocks, processor)
+
+
+def takes_images(config: Any) -> bool:
+    """Whether this is the config of a model that answers questions about images."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    sees = getattr(config, "vision_config", None) is not None
+    return sees and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def model_fingerprint(model_id: str) -> ModelFingerprint:
@@ -127,31 +148,34 @@ def model_fingerprint(model_id: str) -> ModelFingerprint:
         raise InputError(f"model '{name}' has no readable config: {reason}") from error
 
 
-def as_decoder(model: Any, tokenizer: Any, name: str, blocks: str | None = None) -> Decoder:
+def as_decoder(
+    model: Any, tokenizer: Any, name: str, blocks: str | None = None, processor: Any = None
+) -> Decoder:
     """Freezes a loaded transformers model and finds its blocks; see `load_decoder`."""
     model.requires_grad_(False).eval()
     digest = _weights_digest(model, name)
     path = find_blocks(model, name, blocks)
     return Decoder(
         name, model, tokenizer, list(model.get_submodule(path)), path,
-        ModelFingerprint.of(model.config), digest,
+        ModelFingerprint.of(model.config), digest, processor,
     )  # fmt: skip
 
 
-def check_leaf(decoder: Decoder, ids: list[int]) -> None:
-    """Refuses a model that computes something else from embeddings than from their token ids.
+def check_leaf(decoder: Decoder, ids: list[int], image: ImagePrompt | None = None) -> None:
+    """Refuses a model that computes something else from embeddings than from its ordinary inputs.
 
     Attribution differentiates with respect to `inputs_embeds`; a model that scales or adds to
-    them only on the `input_ids` path would be attributed wrongly.
+    them only on the way from `input_ids` (or pixels) would be attributed wrongly.
+
+    Args:
+        ids: a prompt of text.
+        image: a prompt with an image, instead of it.
     """
-    # A few tokens show it, and these are logits of every position.
-    tokens = torch.tensor([ids[:_CHECKED]], device=decoder.device)
     try:
         with torch.no_grad():
-            plain = decoder.model(input_ids=tokens, use_cache=False).logits.float()
-            leaf = decoder.model(
-                inputs_embeds=decoder.embed(tokens), use_cache=False
-            ).logits.float()
+            plain, leaf = (
+                _text_logits(decoder, ids) if image is None else _image_logits(decoder, image)
+            )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise InputError(f"model '{decoder.name}' does not take inputs_embeds: {error}") from error
     if not torch.isfinite(plain).all():
@@ -162,6 +186,30 @@ def check_leaf(decoder: Decoder, ids: list[int]) -> None:
             f"model '{decoder.name}': logits from inputs_embeds differ from logits from input_ids "
             f"by {gap:.2g} of their size, so its embeddings cannot be attributed"
         )
+
+
+def _text_logits(decoder: Decoder, ids: list[int]) -> tuple[Tensor, Tensor]:
+    # A few tokens show it, and these are logits of every position.
+    tokens = torch.tensor([ids[:_CHECKED]], device=decoder.device)
+    plain = decoder.model(input_ids=tokens, use_cache=False).logits
+    leaf = decoder.model(inputs_embeds=decoder.embed(tokens), use_cache=False).logits
+    return plain.float(), leaf.float()
+
+
+def _image_logits(decoder: Decoder, image: ImagePrompt) -> tuple[Tensor, Tensor]:
+    # At the last positions, which see the image and come after it.
+    from offline.objective import Row, batch_inputs, logits_at
+
+    last = len(image.ids)
+    positions = torch.arange(max(0, last - _CHECKED), last)[None]
+    prompt = prompt_inputs(decoder, image.ids, image)
+    ordinary = model_inputs(decoder, image)
+    from_leaf = batch_inputs(decoder, [Row(prompt.embeds, (((), 1),), prompt)])
+    found = []
+    for inputs in (ordinary, from_leaf):
+        with logits_at(decoder.model, positions) as select:
+            found.append(select(decoder.model(**inputs, use_cache=False).logits).float())
+    return found[0], found[1]
 
 
 def _weights_digest(model: Any, name: str) -> str:

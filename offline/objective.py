@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from offline.batching import out_of_memory
 from offline.model import Decoder
 from offline.options import Objective
+from offline.prompt_inputs import PromptInputs, prompt_inputs
 from offline.prompts import TokenPair
 
 # How far packed and ordinary log-likelihoods of one token may differ: the noise of one forward.
@@ -26,18 +27,34 @@ _PACKED_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence: prompt embeddings [T, hidden] and (response ids, sign in F) segments."""
+    """One sequence.
+
+    Attributes:
+        prompt: embeddings [T, hidden].
+        segments: (response ids, sign in F).
+        place: the positions and token types of the prompt; None for those of text.
+    """
 
     prompt: Tensor
     segments: tuple[tuple[tuple[int, ...], int], ...]
+    place: PromptInputs | None = None
 
 
-def rows_of(pair: TokenPair, prompt: Tensor, packed: bool) -> list[Row]:
+def rows_of(
+    pair: TokenPair, prompt: Tensor, packed: bool, place: PromptInputs | None = None
+) -> list[Row]:
     """The one (packed) or two rows from which F of `pair` is computed."""
     chosen, rejected = (tuple(pair.chosen_ids), 1), (tuple(pair.rejected_ids), -1)
     if packed:
-        return [Row(prompt, (chosen, rejected))]
-    return [Row(prompt, (chosen,)), Row(prompt, (rejected,))]
+        return [Row(prompt, (chosen, rejected), place)]
+    return [Row(prompt, (chosen,), place), Row(prompt, (rejected,), place)]
+
+
+def place_of(decoder: Decoder, pair: TokenPair) -> PromptInputs | None:
+    """What `Row.place` is for this pair."""
+    if pair.image is None:
+        return None
+    return prompt_inputs(decoder, pair.prompt_ids, pair.image)
 
 
 def row_length(pair: TokenPair, packed: bool) -> int:
@@ -59,7 +76,7 @@ def contrast(
     rows = [
         row
         for pair, prompt in zip(pairs, prompts, strict=True)
-        for row in rows_of(pair, prompt, packed)
+        for row in rows_of(pair, prompt, packed, place_of(decoder, pair))
     ]
     logps = response_logps(decoder, rows)
     weights = _weights(rows, objective).to(logps.device)
@@ -84,11 +101,12 @@ def response_logps(decoder: Decoder, rows: Sequence[Row]) -> Tensor:
 
 
 def batch_inputs(decoder: Decoder, rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Keyword arguments of one forward: inputs_embeds, attention_mask, position_ids."""
+    """Keyword arguments of one forward: inputs_embeds, attention_mask, position_ids, and
+    token_type_ids where a prompt has them."""
     embeds, positions = [], []
+    axes = max(1 if row.place is None else len(row.place.positions) for row in rows)
     responses: dict[tuple[int, ...], Tensor] = {}  # most batches hold points of one example
     for row in rows:
-        start = row.prompt.shape[0]
         ids = tuple(token for segment, _ in row.segments for token in segment)
         parts = [row.prompt.to(decoder.dtype)]
         if ids:
@@ -96,13 +114,8 @@ def batch_inputs(decoder: Decoder, rows: Sequence[Row]) -> dict[str, Tensor]:
                 responses[ids] = decoder.embed(list(ids))
             parts.append(responses[ids])
         embeds.append(torch.cat(parts))
-        positions.append(
-            torch.cat(
-                [torch.arange(start)]
-                + [torch.arange(start, start + len(segment)) for segment, _ in row.segments]
-            )
-        )
-    lengths = torch.tensor([len(position) for position in positions])
+        positions.append(_positions(row, axes))
+    lengths = torch.tensor([len(embedded) for embedded in embeds])
     longest = int(lengths.max())
     if any(len(row.segments) > 1 for row in rows):
         keys = [_lengths(row) for row in rows]
@@ -115,11 +128,31 @@ def batch_inputs(decoder: Decoder, rows: Sequence[Row]) -> dict[str, Tensor]:
         )
     else:
         mask = (torch.arange(longest) < lengths[:, None]).long()
-    return {
+    # [rows, longest, axes]; models take [rows, longest], or M-RoPE's [3, rows, longest].
+    placed = pad_sequence(positions, batch_first=True).to(decoder.device)
+    inputs = {
         "inputs_embeds": pad_sequence(embeds, batch_first=True),
         "attention_mask": mask.to(decoder.device),
-        "position_ids": pad_sequence(positions, batch_first=True).to(decoder.device),
+        "position_ids": placed[..., 0] if axes == 1 else placed.permute(2, 0, 1),
     }
+    if any(row.place is not None and row.place.token_types is not None for row in rows):
+        types = torch.zeros(len(rows), longest, dtype=torch.long, device=decoder.device)
+        for row, marked in zip(rows, types, strict=True):
+            if row.place is not None and row.place.token_types is not None:
+                marked[: len(row.place.token_types)] = row.place.token_types
+        inputs["token_type_ids"] = types
+    return inputs
+
+
+def _positions(row: Row, axes: int) -> Tensor:
+    """[tokens, axes]; each response counts on from the prompt's end on all axes."""
+    length = row.prompt.shape[0]
+    prompt = torch.arange(length)[None] if row.place is None else row.place.positions.cpu()
+    after = int(prompt.max()) + 1
+    parts = [prompt.expand(axes, -1)]
+    for segment, _ in row.segments:
+        parts.append(torch.arange(after, after + len(segment)).expand(axes, -1))
+    return torch.cat(parts, 1).T
 
 
 def may_pack(decoder: Decoder, pair: TokenPair) -> bool:
@@ -128,15 +161,18 @@ def may_pack(decoder: Decoder, pair: TokenPair) -> bool:
     A 4-D mask replaces the model's own, so attention windows must not bind; everything else
     (exotic masks, recurrent layers, kernels without masks) shows in the numbers.
     """
+    place = place_of(decoder, pair)
+    if place is not None and place.token_types is not None:
+        return False  # a mask of our own would lose that image tokens see each other both ways
     config = decoder.text_config
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     if any(window is not None and window < pair.length for window in windows):
         return False
-    prompt = decoder.embed(pair.prompt_ids)
+    prompt = decoder.embed(pair.prompt_ids) if place is None else place.embeds
     try:
         with torch.no_grad():
-            together = response_logps(decoder, rows_of(pair, prompt, packed=True))[0]
-            apart = response_logps(decoder, rows_of(pair, prompt, packed=False))
+            together = response_logps(decoder, rows_of(pair, prompt, True, place))[0]
+            apart = response_logps(decoder, rows_of(pair, prompt, False, place))
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
         if out_of_memory(error):
             raise

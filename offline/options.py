@@ -1,7 +1,7 @@
 """The choices of one extraction; METHOD's names, spelled as on the command line."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
@@ -79,6 +79,23 @@ class Direction(_Choice):
     pca_centered = "pca-centered"
 
 
+class Tokens(_Choice):
+    """Which prompt tokens may be selected: those of text and image in one ranking, or of one."""
+
+    joint = "joint"
+    text = "text"
+    image = "image"
+
+    def allow(self, eligible: Sequence[bool], image_tokens: Sequence[bool]) -> list[bool]:
+        """The flags of `eligible` that are left."""
+        if self is Tokens.joint:
+            return list(eligible)
+        wanted = self is Tokens.image
+        return [
+            flag and image is wanted for flag, image in zip(eligible, image_tokens, strict=True)
+        ]
+
+
 class Mode(_Choice):
     """Which deltas take part: both sets, or the preferred response's alone."""
 
@@ -86,6 +103,7 @@ class Mode(_Choice):
     positive = "positive"
 
 
+TEXT_K, IMAGE_K = 10, 50  # tokens of T+ and T-, see ExtractOptions.most
 # What says something to every method; the rest belongs to GrAInS, but for --read.
 _COMMON = {"method", "chat", "limit", "seed"}
 
@@ -96,6 +114,7 @@ class ExtractOptions:
 
     Attributes:
         ig_points: None stands for adaptive numbers, see quadrature.ladder.
+        k: None stands for 10, and for 50 in prompts with an image.
         read: None stands for where the method reads: the prompt's end for grains and random, the
             responses' ends for the others.
     """
@@ -109,7 +128,8 @@ class ExtractOptions:
     ig_tolerance: float = 0.05
     smoothgrad_samples: int = 32
     smoothgrad_noise: float = 0.1
-    k: int = 10
+    k: int | None = None
+    tokens: Tokens = Tokens.joint
     mask: Mask = Mask.baseline
     read: Read | None = None
     direction: Direction = Direction.mean
@@ -152,10 +172,22 @@ class ExtractOptions:
             return self.read
         return Read.response_end if self._compares_responses else Read.prompt_end
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The options that mean something to the method, by name."""
+    def most(self, has_image: bool) -> int:
+        """How many tokens T+ and T- of a prompt have at most."""
+        return self.k if self.k is not None else IMAGE_K if has_image else TEXT_K
+
+    def facts(self, has_image: Iterable[bool] = (False,)) -> dict[str, Any]:
+        """The options that mean something to the method and the data, by name.
+
+        Args:
+            has_image: of each prompt.
+        """
+        kinds = sorted(set(has_image))
+        most = {("image" if kind else "text"): self.most(kind) for kind in kinds}
         facts = asdict(self) | {"read": self.read_at}
+        facts["k"] = next(iter(most.values())) if len(set(most.values())) == 1 else most
+        if kinds == [False]:
+            del facts["tokens"]
         return {name: value for name, value in facts.items() if self._applies(name)}
 
     def require_meaning(self, names: Iterable[str]) -> None:

@@ -22,12 +22,13 @@ def write_passport(
     used = sum(record["used"] for record in records)
     passport = {
         "method": options.method.value,
-        "options": options.facts,
+        "options": options.facts(pair.picture is not None for pair in data.pairs),
         **_sources(decoder, data),
         "examples": [
             {key: record[key] for key in ("id", "fingerprint", "prompt_fingerprint", "used")}
             for record in records
         ],
+        "examples_with_image": sum(pair.picture is not None for pair in data.pairs),
         "examples_used": used,
         "examples_dropped": len(records) - used,
         "versions": {
@@ -48,7 +49,8 @@ def manifest(decoder: Decoder, data: PairSet, options: ExtractOptions) -> dict[s
     sources = _sources(decoder, data)
     return {
         "version": __version__, "layout": _LAYOUT,
-        **sources, "options": options.facts, "examples": drawn,
+        **sources, "examples": drawn,
+        "options": options.facts(pair.picture is not None for pair in data.pairs),
     }  # fmt: skip
 
 

@@ -37,12 +37,22 @@ class Picture:
 
     @property
     def image(self) -> Any:
-        """The decoded PIL image in RGB, turned as its EXIF data says.
+        """The decoded PIL image in RGB, turned as its EXIF data says, on white where it is
+        transparent: the pixels that a vLLM server would see.
 
         Raises:
             InputError: it cannot be decoded.
         """
-        return _decode(self.payload, self.name).convert("RGB")
+        from PIL import Image
+
+        decoded = _decode(self.payload, self.name)
+        clear = decoded.mode in ("RGBA", "LA", "PA") or "transparency" in decoded.info
+        if decoded.mode == "RGB" or not clear:
+            return decoded.convert("RGB")
+        decoded = decoded.convert("RGBA")
+        ground = Image.new("RGB", decoded.size, "white")
+        ground.paste(decoded, mask=decoded.getchannel("A"))
+        return ground
 
     @cached_property
     def kind(self) -> str:

@@ -37,7 +37,7 @@ def stages(pair: TokenPair, x: Tensor, baseline: Tensor, options: ExtractOptions
     """The attempts for one example, in order; only integrated gradients may need a second one.
 
     Args:
-        x: the prompt's embeddings [T, hidden] float32; `baseline` is [hidden].
+        x: the prompt's embeddings [T, hidden] float32; `baseline` is [hidden] or [T, hidden].
     """
     if options.attribution is AttributionMethod.integrated_gradients:
         return [

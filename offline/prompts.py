@@ -10,6 +10,7 @@ from typing import Any
 
 from offline.errors import InputError
 from offline.pairs import Messages, Pair
+from offline.vision import ImagePrompt, image_prompt, sources
 
 Span = tuple[int, int]
 
@@ -23,7 +24,9 @@ class TokenPair:
         prompt_ids: T token ids, special and template tokens included.
         chosen_ids, rejected_ids: the response tokens, without the prompt.
         tokens: the T prompt tokens as text, for people.
-        eligible: T flags; True where the token belongs to a message's content.
+        eligible: T flags; True where the token belongs to a message's content or holds an image
+            feature.
+        image: the prompt as the processor laid it out, if it has an image.
     """
 
     pair: Pair
@@ -32,6 +35,12 @@ class TokenPair:
     rejected_ids: list[int]
     tokens: list[str]
     eligible: list[bool]
+    image: ImagePrompt | None = None
+
+    @property
+    def image_tokens(self) -> list[bool]:
+        """T flags; True where an image feature stands."""
+        return list(self.image.image_tokens) if self.image else [False] * len(self.prompt_ids)
 
     @property
     def length(self) -> int:
@@ -39,26 +48,32 @@ class TokenPair:
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
-def tokenise(pair: Pair, tokenizer: Any) -> TokenPair:
+def tokenise(pair: Pair, tokenizer: Any, processor: Any = None) -> TokenPair:
     """Tokenises prompt and responses with a fast tokenizer.
 
     A response's ids are what joint tokenisation of prompt + response adds to the prompt's ids;
     where joining changes the prompt's own tokens, the response is tokenised alone.
 
+    Args:
+        processor: of a model that takes images.
+
     Raises:
         InputError: the template refuses the messages, contents cannot be found in the rendered
-            prompt, or a response has no tokens.
+            prompt, a response has no tokens, or a prompt has an image and there is no processor.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             f"the tokenizer {type(tokenizer).__name__} is not a fast one, which is needed to know "
             "which prompt characters a token covers"
         )
+    if pair.picture is not None and processor is None:
+        raise InputError(f"{pair.where}: it has an image, but the model takes text alone")
     is_chat = not isinstance(pair.prompt, str)
     if isinstance(pair.prompt, str):
         text, contents = pair.prompt, [pair.question or (0, len(pair.prompt))]
     else:
-        text, contents = render(pair.prompt, tokenizer, pair.where)
+        show = pair.picture is not None
+        text, contents = render(pair.prompt, tokenizer, pair.where, processor, show=show)
     # A chat template writes BOS itself; raw text gets the tokenizer's own special tokens.
     ids, offsets = encode(tokenizer, text, special=not is_chat)
     if not ids:
@@ -70,6 +85,15 @@ def tokenise(pair: Pair, tokenizer: Any) -> TokenPair:
         token not in special and any(_overlap(span, content) for content in contents)
         for token, span in zip(ids, offsets, strict=True)
     ]
+    image = None
+    prompt_ids = ids
+    if pair.picture is not None:
+        image = image_prompt(processor, text, pair.picture, not is_chat, pair.where)
+        prompt_ids = list(image.ids)
+        eligible = [
+            shows or (source is not None and eligible[source])
+            for shows, source in zip(image.image_tokens, sources(ids, prompt_ids), strict=True)
+        ]
     if not any(eligible):
         raise InputError(
             f"{pair.where}: none of the {len(ids)} prompt tokens is eligible, all are special or "
@@ -85,8 +109,10 @@ def tokenise(pair: Pair, tokenizer: Any) -> TokenPair:
             f"{pair.where}: 'chosen' and 'rejected' are identical to this tokenizer, "
             "expected two responses"
         )
-    tokens = tokenizer.convert_ids_to_tokens(ids)
-    return TokenPair(pair, ids, responses["chosen"], responses["rejected"], tokens, eligible)
+    tokens = tokenizer.convert_ids_to_tokens(prompt_ids)
+    return TokenPair(
+        pair, prompt_ids, responses["chosen"], responses["rejected"], tokens, eligible, image
+    )
 
 
 def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], list[Span]]:
@@ -115,20 +141,43 @@ def _overlap(token: Span, content: Span) -> bool:
     return max(token[0], content[0]) < min(token[1], content[1])
 
 
-def render(messages: Messages, tokenizer: Any, where: str) -> tuple[str, list[Span]]:
-    """The chat template's text for `messages`, and where each content stands in it."""
-    if not getattr(tokenizer, "chat_template", None):
+def render(
+    messages: Messages, tokenizer: Any, where: str, processor: Any = None, *, show: bool = False
+) -> tuple[str, list[Span]]:
+    """The chat template's text for `messages`, and where each content stands in it.
+
+    Args:
+        processor: of a model that takes images; its chat template comes before the tokenizer's.
+        show: put an image before the text of the first user message.
+    """
+    template = chat_template(tokenizer, processor)
+    if not template:
         raise InputError(
             f"{where}: 'prompt' holds chat messages, but the model's tokenizer has no chat template"
         )
-    text = _apply(tokenizer, messages, where)
+    in_parts = processor is not None and _takes_parts(tokenizer, template)
+    if show and not in_parts:
+        raise InputError(f"{where}: it has an image, but the model's chat template takes none")
+
+    def apply(contents: Sequence[str]) -> str:
+        turns: list[dict[str, Any]] = [
+            {**message, "content": content}
+            for message, content in zip(messages, contents, strict=True)
+        ]
+        if in_parts:
+            for turn in turns:
+                turn["content"] = [{"type": "text", "text": turn["content"]}]
+        if show:
+            first = next((turn for turn in turns if turn["role"] == "user"), None)
+            if first is None:
+                raise InputError(f"{where}: it has an image, but no message of role 'user'")
+            first["content"].insert(0, {"type": "image"})
+        return _apply(tokenizer, turns, where, template)
+
     contents = [message["content"] for message in messages]
+    text = apply(contents)
     sentinels = [f"zq{index}content{index}qz" for index in range(len(messages))]
-    marked = [
-        {**message, "content": sentinel}
-        for message, sentinel in zip(messages, sentinels, strict=True)
-    ]
-    skeleton = _apply(tokenizer, marked, where)
+    skeleton = apply(sentinels)
     # Many templates strip contents, so the stripped ones are tried as well.
     for candidate in (contents, [content.strip() for content in contents]):
         spans = _splice(skeleton, sentinels, candidate, text)
@@ -137,9 +186,27 @@ def render(messages: Messages, tokenizer: Any, where: str) -> tuple[str, list[Sp
     return text, _search(text, contents, where)
 
 
-def _apply(tokenizer: Any, messages: Messages, where: str) -> str:
+def chat_template(tokenizer: Any, processor: Any = None) -> str | None:
+    """The model's chat template, if it has one."""
+    own = getattr(processor, "chat_template", None)
+    return own or getattr(tokenizer, "chat_template", None)
+
+
+def _takes_parts(tokenizer: Any, template: Any) -> bool:
+    """Whether a template reads contents that are lists of typed parts, as those with images are."""
+    message = {"role": "user", "content": [{"type": "text", "text": "zqpartqz"}]}
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = _apply(tokenizer, [message], "", template)
+    except InputError:
+        return False
+    return "zqpartqz" in text and "'text'" not in text
+
+
+def _apply(tokenizer: Any, messages: Sequence[Any], where: str, template: Any) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
     except Exception as error:  # templates raise whatever jinja or their own checks raise
         roles = [message["role"] for message in messages]
         raise InputError(

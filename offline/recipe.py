@@ -13,7 +13,8 @@ from typing import Any, Literal
 import jinja2
 
 from offline.errors import InputError
-from offline.pairs import Messages, Pair, PairSet, digest, require_two_responses
+from offline.pairs import Messages, Pair, PairSet, digest, image_folder, require_two_responses
+from offline.pictures import picture_of
 from offline.recipe_form import JINJA, PLACE, TEMPLATES, Form, Recipe, read_recipe
 from offline.sources import read_rows
 
@@ -41,15 +42,14 @@ def load_recipe(name: str) -> Recipe:
     return read_recipe(Path(name) if own else FOLDER / f"{name}.yaml")
 
 
-def require_text_pairs(recipe: Recipe) -> None:
+def require_pairs(recipe: Recipe) -> None:
     """Raises InputError unless steering vectors can be extracted from the recipe's data."""
-    if recipe.images is not None:
-        raise InputError(
-            f"recipe '{recipe.name}': its prompts hold images (column '{recipe.images}'); image "
-            "prompts are not supported by this release, which extracts from text alone"
-        )
     if not recipe.pairs:
-        raise InputError(f"recipe '{recipe.name}': its data has no pairs, it only evaluates")
+        tasks = ", ".join(f"--task {task}" for task in recipe.evaluate)
+        raise InputError(
+            f"recipe '{recipe.name}': its data has no preference pairs to extract from, it only "
+            f"evaluates" + (f" (grains evaluate {tasks})" if tasks else "")
+        )
 
 
 def load_splits(
@@ -59,6 +59,7 @@ def load_splits(
     split: str | None = None,
     chat: bool | None = None,
     calibration: int | None = None,
+    allow_image_urls: bool = False,
 ) -> dict[str, PairSet]:
     """Reads the recipe's pairs: "calibration", "validation" and "test", no prompt in two of them.
 
@@ -68,12 +69,18 @@ def load_splits(
         chat: chat or raw prompts, instead of the recipe's.
         calibration: this many calibration pairs instead. Fewer leave the other splits as they
             are.
+        allow_image_urls: download images that the data names by http(s) addresses.
 
     Raises:
         InputError: naming file, row, column or option.
     """
-    require_text_pairs(recipe)
+    require_pairs(recipe)
     assert recipe.splits is not None
+    as_chat = recipe.format == "chat" if chat is None else chat
+    if recipe.images is not None and not as_chat:
+        raise InputError(
+            f"recipe '{recipe.name}': its prompts hold images, which only chat prompts can"
+        )
     forms = [form.columns for form in recipe.pairs]
     data = recipe.data
     try:
@@ -83,7 +90,14 @@ def load_splits(
     except InputError as error:
         hint = "" if source else "; --data takes a file or folder with the same columns instead"
         raise InputError(f"{error}{hint}") from error
-    made = [_pair(recipe, row, where, number) for number, (where, row) in enumerate(rows, 1)]
+    # Not all of a large data set with images has room in memory.
+    every = 1 if source else data.every
+    folder = image_folder(source or data.hub)
+    made = [
+        _pair(recipe, row, where, number, folder, allow_image_urls)
+        for number, (where, row) in enumerate(rows, 1)
+        if (number - 1) % every == 0
+    ]
     bare = [pair for pair in made if pair is not None]
     if not bare:
         raise InputError(f"{name}: recipe '{recipe.name}' makes no pairs of its {len(made)} rows")
@@ -99,7 +113,6 @@ def load_splits(
     except InputError as error:
         raise InputError(f"{name}, recipe '{recipe.name}': {error}") from error
     drawn["calibration"] = drawn["calibration"][:wanted]
-    as_chat = recipe.format == "chat" if chat is None else chat
     facts = {
         "name": recipe.name, "sha256": recipe.sha256, "seed": recipe.splits.seed,
         "sizes": {part: len(pairs) for part, pairs in drawn.items()},
@@ -150,7 +163,9 @@ def split_pairs(pairs: Sequence[Pair], sizes: Sizes, seed: int) -> dict[str, lis
     return splits
 
 
-def _pair(recipe: Recipe, row: Any, where: str, number: int) -> Pair | None:
+def _pair(
+    recipe: Recipe, row: Any, where: str, number: int, folder: Path, allow_urls: bool
+) -> Pair | None:
     """The bare pair of a row, or None where the recipe leaves the row out."""
     form = _form(recipe, row, where)
     empty = [name for name in form.columns if row[name] is None]
@@ -169,9 +184,13 @@ def _pair(recipe: Recipe, row: Any, where: str, number: int) -> Pair | None:
         raise InputError(f"{where}: recipe '{recipe.name}' cannot read it ({error})") from error
     if not texts["prompt"]:
         raise InputError(f"{where}: recipe '{recipe.name}' makes an empty prompt of it")
+    picture = None
+    if recipe.images is not None:
+        picture = picture_of(row[recipe.images], where, folder, allow_urls=allow_urls)
     pair = Pair(
-        texts.get("id") or str(number), where, texts["prompt"], texts["chosen"], texts["rejected"]
-    )
+        texts.get("id") or str(number), where, texts["prompt"], texts["chosen"], texts["rejected"],
+        picture=picture,
+    )  # fmt: skip
     return require_two_responses(pair, "chosen", "rejected")
 
 

@@ -27,11 +27,17 @@ class _Part(BaseModel):
 
 
 class Data(_Part):
-    """Where rows come from: a hub data set, or one of the public `files`, given with --data."""
+    """Where rows come from: a hub data set, or one of the public `files`, given with --data.
+
+    Attributes:
+        every: of the hub's rows, one in so many is read, evenly, for sets that are larger than what
+            is needed of them.
+    """
 
     hub: str
     config: str | None = None
     split: str
+    every: Annotated[int, Field(ge=1)] = 1
     files: list[str] = []
 
 
@@ -133,6 +139,16 @@ class Recipe(_Part):
     def _splits_its_pairs(self) -> "Recipe":
         if bool(self.pairs) != bool(self.splits):
             raise ValueError("'pairs' and 'splits' belong together: give both, or neither")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _has_its_images(self) -> "Recipe":
+        if self.images is None:
+            return self
+        if self.format != "chat":
+            raise ValueError("'images' needs the format chat: an image stands in a message")
+        if any(self.images not in form.columns for form in self.pairs):
+            raise ValueError(f"'images' is '{self.images}', which is no column of every form")
         return self
 
     @property

@@ -11,14 +11,20 @@ from typing import Protocol
 
 from grains_vllm.positions import Positions
 from offline.prompts import TokenPair
+from offline.vision import ImagePrompt
 
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and an answer, each of at least one token."""
+    """A prompt and an answer, each of at least one token.
+
+    Attributes:
+        image: the prompt as the processor laid it out, if it has an image.
+    """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+    image: ImagePrompt | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Suite:
     def items(self) -> list[Item]:
         """All of it, for `Scorer.score`: chosen and rejected of every pair, controls, texts."""
         paired = [
-            Item(tuple(pair.prompt_ids), tuple(ids))
+            Item(tuple(pair.prompt_ids), tuple(ids), pair.image)
             for pair in self.pairs
             for ids in (pair.chosen_ids, pair.rejected_ids)
         ]

@@ -1,4 +1,4 @@
-"""Where rows come from: JSONL, CSV and parquet files, folders and hub ids of `datasets`."""
+"""Where rows come from: JSONL, JSON, CSV and parquet files, folders and hub ids of `datasets`."""
 
 import csv
 import hashlib
@@ -12,7 +12,7 @@ from offline.errors import InputError
 
 TRUTHFULQA = ("Question", "Best Answer", "Incorrect Answers")
 _FORMS = (("prompt", "chosen", "rejected"), TRUTHFULQA)
-_SUFFIXES = (".jsonl", ".csv", ".parquet")
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _MAX_FIELD = 2**27  # characters; the library's own limit is shorter than a long prompt
 Rows = Iterator[tuple[str, Any]]
 
@@ -26,7 +26,8 @@ def read_rows(
     """A source's name (never a path), the sha256 of its file if it is one, and (where, row) pairs.
 
     Args:
-        source: a .jsonl, .csv or .parquet file, a folder written by `datasets`, or a hub id.
+        source: a .jsonl, .json (a list), .csv or .parquet file, a folder written by `datasets`, or
+            a hub id.
         split: which split of a folder or hub data set.
         config: which configuration of a hub data set, where it has several.
         forms: sets of columns, of which a CSV file must have one.
@@ -52,6 +53,8 @@ def _file_rows(path: Path, forms: Sequence[Sequence[str]]) -> Rows:
         return _parquet_rows(path)
     if suffix == ".jsonl":
         return _jsonl_rows(path)
+    if suffix == ".json":
+        return _json_rows(path)
     raise InputError(f"{path.name}: unknown kind of file, expected one of {', '.join(_SUFFIXES)}")
 
 
@@ -68,6 +71,19 @@ def _jsonl_rows(path: Path) -> Rows:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not valid JSON ({error})") from error
         yield where, row
+
+
+def _json_rows(path: Path) -> Rows:
+    try:
+        rows = json.loads(_text(path))
+        json.dumps(rows, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path.name}: holds half a character ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path.name}: not valid JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path.name}: holds a {type(rows).__name__}, expected a list of objects")
+    return ((f"{path.name}, item {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _csv_rows(path: Path, forms: Sequence[Sequence[str]]) -> Rows:

@@ -13,9 +13,11 @@ from typing import Any
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
 from offline.pairs import Pair, PairSet, kind_of, prompt_of, response_of, same_question
+from offline.pictures import picture_of
 from offline.prompts import encode, render, response_ids, tokenise
 from offline.scoring import Item, Suite
 from offline.sources import read_rows
+from offline.vision import image_prompt
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,26 @@ def load_suite(
     controls: Path | None = None,
     texts: Path | None = None,
     chat: bool = False,
+    processor: Any = None,
+    *,
+    allow_image_urls: bool = False,
 ) -> Sources:
     """Tokenises validation pairs, and reads controls and texts.
 
     Args:
         config: the text part of the model's config; says which ids and lengths fit.
         chat: make a control's string prompt one user message, as `load_pairs` does for pairs.
+        processor: of a model that takes images.
+        allow_image_urls: download images that controls name by http(s) addresses.
 
     Raises:
         InputError: naming file, line and field.
     """
     suite = Suite(
-        [tokenise(pair, tokenizer) for pair in pairs.pairs],
-        [] if controls is None else list(_controls(controls, tokenizer, chat)),
+        [tokenise(pair, tokenizer, processor) for pair in pairs.pairs],
+        []
+        if controls is None
+        else list(_controls(controls, tokenizer, chat, processor, allow_image_urls)),
         [] if texts is None else list(_texts(texts, tokenizer)),
     )
     for option, path, items in (
@@ -98,7 +107,9 @@ def _fingerprints(pair: Pair) -> set[str]:
     }
 
 
-def _controls(path: Path, tokenizer: Any, chat: bool) -> Iterator[Item]:
+def _controls(
+    path: Path, tokenizer: Any, chat: bool, processor: Any, allow_urls: bool
+) -> Iterator[Item]:
     for where, row in _rows(path, "--controls", (".jsonl",)):
         if not isinstance(row, Mapping):
             raise InputError(f"{where}: found {kind_of(row)}, expected an object")
@@ -109,14 +120,27 @@ def _controls(path: Path, tokenizer: Any, chat: bool) -> Iterator[Item]:
         completion = response_of(row, "completion", prompt, where)
         if chat and isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        is_text = isinstance(prompt, str)
-        text = prompt if isinstance(prompt, str) else render(prompt, tokenizer, where)[0]
+        picture = None
+        if row.get("image") is not None:
+            picture = picture_of(row["image"], where, path.parent, allow_urls=allow_urls)
+            if processor is None:
+                raise InputError(f"{where}: it has an image, but the model takes text alone")
+        is_text, show = isinstance(prompt, str), picture is not None
+        text = (
+            prompt
+            if isinstance(prompt, str)
+            else render(prompt, tokenizer, where, processor, show=show)[0]
+        )
         ids, _ = encode(tokenizer, text, special=is_text)
         response = response_ids(tokenizer, text, ids, completion, special=is_text)
         for name, found in (("prompt", ids), ("completion", response)):
             if not found:
                 raise InputError(f"{where}: '{name}' has no tokens")
-        yield Item(tuple(ids), tuple(response))
+        if picture is None:
+            yield Item(tuple(ids), tuple(response))
+        else:
+            image = image_prompt(processor, text, picture, is_text, where)
+            yield Item(image.ids, tuple(response), image)
 
 
 def _texts(path: Path, tokenizer: Any) -> Iterator[Item]:
@@ -155,10 +179,13 @@ def _facts(path: Path | None, items: Sequence[Item]) -> dict[str, Any] | None:
 
 
 def _require_fit(item: Item, config: Any, where: str) -> None:
+    flags = item.image.image_tokens if item.image else (False,) * len(item.prompt_ids)
+    words = [token for token, image in zip(item.prompt_ids, flags, strict=True) if not image]
     ids = item.prompt_ids + item.response_ids
-    if max(ids) >= config.vocab_size:
+    largest = max((*words, *item.response_ids))
+    if largest >= config.vocab_size:
         raise InputError(
-            f"{where}: token id {max(ids)} is beyond the model's vocabulary of "
+            f"{where}: token id {largest} is beyond the model's vocabulary of "
             f"{config.vocab_size}; the tokenizer belongs to another model"
         )
     context = getattr(config, "max_position_embeddings", None)

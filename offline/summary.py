@@ -72,7 +72,9 @@ def _facts(vector: SteeringVector) -> Table:
 def _examples(passport: Any) -> str | None:
     if not _holds_numbers(passport, "examples_used", "examples_dropped"):
         return None
-    return f"{passport['examples_used']} used, {passport['examples_dropped']} dropped"
+    images = passport.get("examples_with_image")
+    shown = f", {images} with an image" if _is_number(images) and images else ""
+    return f"{passport['examples_used']} used, {passport['examples_dropped']} dropped{shown}"
 
 
 def _words(options: Mapping[str, Any]) -> str:

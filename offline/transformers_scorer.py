@@ -8,7 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grains_vllm.vectors import SteeringVector
 from offline.model import Decoder
-from offline.objective import logits_at
+from offline.objective import Row, batch_inputs, logits_at
+from offline.prompt_inputs import prompt_inputs
 from offline.scoring import Item, ItemScore, Point
 from offline.steer import steered
 
@@ -56,15 +57,16 @@ class TransformersScorer:
         steps = torch.arange(int(counts.max()))
         steps = torch.minimum(steps[None], counts[:, None] - 1)
         scored_at = (prompts[:, None] - 1 + steps).to(device)
-        inputs = pad_sequence(ids, batch_first=True)
-        mask = (torch.arange(inputs.shape[1]) < lengths[:, None]).long()
-        context = nullcontext() if point is None else self._steered(point, prompts)
+        tokens = pad_sequence(ids, batch_first=True)
+        if any(item.image is not None for item in items):
+            inputs = batch_inputs(self.decoder, [self._row(item) for item in items])
+        else:
+            mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
+            inputs = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
+        context = nullcontext() if point is None else self._steered(point, items, prompts)
         with context, logits_at(self.decoder.model, scored_at) as select:
-            output = self.decoder.model(
-                input_ids=inputs.to(device), attention_mask=mask.to(device), use_cache=False
-            )
-            logits = select(output.logits).float()
-        targets = inputs.gather(1, prompts[:, None] + steps).to(logits.device)
+            logits = select(self.decoder.model(**inputs, use_cache=False).logits).float()
+        targets = tokens.gather(1, prompts[:, None] + steps).to(logits.device)
         logps = logits.log_softmax(-1)
         chosen = logps.gather(2, targets[..., None])
         first = (logps >= chosen).sum(-1) == 1
@@ -74,10 +76,18 @@ class TransformersScorer:
         greedy = (first | ~real).all(1).tolist()
         return [ItemScore(*pair) for pair in zip(sums, greedy, strict=True)]
 
-    def _steered(self, point: Point, prompts: torch.Tensor) -> AbstractContextManager[None]:
+    def _row(self, item: Item) -> Row:
+        place = prompt_inputs(self.decoder, item.prompt_ids, item.image)
+        return Row(place.embeds, ((item.response_ids, 1),), place)
+
+    def _steered(
+        self, point: Point, items: Sequence[Item], prompts: torch.Tensor
+    ) -> AbstractContextManager[None]:
         return steered(
             self.decoder.model, self.vectors[point.vector], point.strength, point.layers,
             point.positions, prompt_length=prompts,
+            # IMAGE_TOKENS
+            blocks=self.decoder.blocks_path,
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import typer
 from grains_vllm.positions import Positions, PositionsError
 from grains_vllm.vectors import SteeringVector, write_aside
 from offline.console import (
+    AllowImageUrls,
     Force,
     Json,
     input_errors,
@@ -34,7 +35,8 @@ def evaluate(
         Many,
         typer.Option(
             help="truthfulqa-mc1, -mc2, -gen, toxigen, faitheval, mmlu or any lm-eval task; pairs, "
-            "perplexity, controls, distinct; judged:truthfulqa, judged:pairs. Repeatable."
+            "perplexity, controls, distinct; judged:truthfulqa, judged:pairs; about images: mmhal, "
+            "spa-vl, judged:spa-vl. Repeatable."
         ),
     ],
     url: Annotated[str | None, typer.Option(help="A running server with --enable-grains.")] = None,
@@ -66,6 +68,11 @@ def evaluate(
         Many | None,
         typer.Option(help="NAME=FILE, a task's data instead of the hub's. Repeatable."),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the images that a task's data names; else beside the data."),
+    ] = None,
+    allow_image_urls: AllowImageUrls = False,
     goal: Annotated[
         Many | None, typer.Option(help="An lm-eval task that is no side effect. Repeatable.")
     ] = None,
@@ -114,11 +121,15 @@ def evaluate(
         if (judge_url is None) != (judge_model is None):
             raise InputError("--judge-url and --judge-model go together")
 
+        if images is not None and not images.is_dir():
+            raise InputError(f"--images is '{images}', which is no folder")
+
+        from offline.evaluation.image_data import Images
         from offline.evaluation.plan import Plan
 
         plan = Plan(
             task, data, text, controls, _named_files(task_data or []), goal or [], chat, limit,
-            num_fewshot, max_tokens, harness_results,
+            num_fewshot, max_tokens, harness_results, Images(images, allow_image_urls),
         )  # fmt: skip
         plan.require_complete(judge_url is not None)
         source = tokenizer or model
@@ -231,8 +242,8 @@ def _named_files(values: Many) -> dict[str, str]:
             raise InputError(f"--task-data is '{value}', expected NAME=FILE")
         if name in files:
             raise InputError(f"--task-data gives '{name}' twice")
-        if not Path(file).is_file():
-            raise InputError(f"--task-data {name}: '{file}' is no file")
+        if not Path(file).exists():
+            raise InputError(f"--task-data {name}: '{file}' is no file or folder")
         files[name] = file
     return files
 

@@ -11,6 +11,7 @@ import typer
 from grains_vllm.checks import MAX_STRENGTH
 from grains_vllm.vectors import write_aside
 from offline.console import (
+    AllowImageUrls,
     Force,
     Json,
     input_errors,
@@ -31,6 +32,7 @@ from offline.options import (
     Mode,
     Objective,
     Read,
+    Tokens,
 )
 from offline.team import joined
 
@@ -76,7 +78,17 @@ def extract(
     ] = 0,
     split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
     chat: Annotated[bool, typer.Option(help="Make string prompts a chat's user message.")] = False,
-    k: Annotated[int, typer.Option("--k", help="Most tokens per set T+ and T-.")] = _DEFAULTS.k,
+    allow_image_urls: AllowImageUrls = False,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "--k",
+            help="Most tokens per set T+ and T-; by default 10, and 50 in prompts with an image.",
+        ),
+    ] = _DEFAULTS.k,
+    tokens: Annotated[
+        Tokens, typer.Option(help="Which tokens of prompts with an image may be selected.")
+    ] = _DEFAULTS.tokens,
     objective: Annotated[
         Objective, typer.Option(help="How a response's token log-likelihoods become one number.")
     ] = _DEFAULTS.objective,
@@ -171,15 +183,28 @@ def extract(
         from offline.kept_deltas import KeptDeltas
         from offline.model import load_decoder
         from offline.pairs import load_pairs, write_pairs
+        from offline.prompts import chat_template
 
         if plan is None:
             assert data is not None
-            sets = {"": load_pairs(data, chat=chat, limit=limit, seed=seed, split=split)}
+            sets = {
+                "": load_pairs(
+                    data,
+                    chat=chat,
+                    limit=limit,
+                    seed=seed,
+                    split=split,
+                    allow_image_urls=allow_image_urls,
+                )
+            }
         else:
             from offline.recipe import load_splits
 
             chosen = split if "split" in given else None
-            sets = load_splits(plan, data, split=chosen, chat=options.chat, calibration=limit)
+            sets = load_splits(
+                plan, data, split=chosen, chat=options.chat, calibration=limit,
+                allow_image_urls=allow_image_urls,
+            )  # fmt: skip
         pairs = next(iter(sets.values()))
         team.share()  # What one process finds wrong by now spares all of them the model.
         decoder = load_decoder(
@@ -189,7 +214,7 @@ def extract(
             device_map=device_map,
             blocks=blocks,
         )
-        if plan and options.chat and not getattr(decoder.tokenizer, "chat_template", None):
+        if plan and options.chat and not chat_template(decoder.tokenizer, decoder.processor):
             raise InputError(
                 f"recipe '{plan.name}' makes chat prompts, but the tokenizer of model "
                 f"'{decoder.name}' has no chat template; --no-chat makes text prompts"
@@ -234,10 +259,10 @@ def _recipe(name: str | None, data: str | None) -> "Recipe | None":
         if data is None:
             raise InputError("--data is missing: name pairs to extract from, or a --recipe")
         return None
-    from offline.recipe import load_recipe, require_text_pairs
+    from offline.recipe import load_recipe, require_pairs
 
     plan = load_recipe(name)
-    require_text_pairs(plan)
+    require_pairs(plan)
     return plan
 
 

@@ -12,6 +12,7 @@ from grains_vllm import __version__
 from grains_vllm.vectors import write_aside
 from offline import grid, sweep_files
 from offline.console import (
+    AllowImageUrls,
     Json,
     input_errors,
     progress,
@@ -58,6 +59,7 @@ def sweep(
     seed: Annotated[int, typer.Option(help="Of drawing.")] = 0,
     split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
     chat: Annotated[bool, typer.Option(help="Make string prompts a chat's user message.")] = False,
+    allow_image_urls: AllowImageUrls = False,
     backend: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto (transformers).")] = "auto",
@@ -119,7 +121,14 @@ def sweep(
         started = time.monotonic()
         vectors = candidates.load(artifacts or [], deltas, estimators, _note)
         points = grid.grid(vectors, layers, strengths, positions)
-        pairs = load_pairs(data, chat=chat, limit=limit, seed=seed, split=split)
+        pairs = load_pairs(
+            data, chat=chat, limit=limit, seed=seed, split=split, allow_image_urls=allow_image_urls
+        )
+        if backend == "vllm" and any(pair.picture is not None for pair in pairs.pairs):
+            raise InputError(
+                "--backend vllm scores text alone, but the pairs have images; expected "
+                "--backend transformers"
+            )
         silent = require_disjoint(pairs, vectors)
         if silent:
             _note(
@@ -132,7 +141,10 @@ def sweep(
             back_end = vllm_back_end(model, dtype)
         for name, vector in vectors.items():
             vector.model.require(back_end.fingerprint, f"'{name}'")
-        sources = load_suite(pairs, back_end.tokenizer, back_end.config, controls, text, chat)
+        sources = load_suite(
+            pairs, back_end.tokenizer, back_end.config, controls, text, chat, back_end.processor,
+            allow_image_urls=allow_image_urls,
+        )  # fmt: skip
         limits = Limits(
             _or_default(min_controls, 0.95, controls), _or_default(max_increase, 0.03, text)
         )

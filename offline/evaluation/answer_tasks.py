@@ -40,14 +40,23 @@ class JudgedTask:
 
     A win rate is asked for in both orders, and counts where both verdicts can be read; the base
     has 0.5 by definition.
+
+    Attributes:
+        by: the prompts' fact by whose values the figures are also counted apart.
     """
 
     side_effect = False
 
     def __init__(
-        self, name: str, answers: Answers, rubric: Rubric, judge: Judge, facts: Mapping[str, Any]
+        self,
+        name: str,
+        answers: Answers,
+        rubric: Rubric,
+        judge: Judge,
+        facts: Mapping[str, Any],
+        by: str | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.by = name, by
         self.facts = {**facts, **judge.facts, **rubric.facts}
         self._answers, self._rubric, self._judge = answers, rubric, judge
 
@@ -73,12 +82,42 @@ class JudgedTask:
             {"question": prompt.question, **prompt.facts, **texts}
             for prompt, texts in zip(self._answers.prompts, shown, strict=True)
         ]
+        pictures = [prompt.pair.picture for prompt in self._answers.prompts]
         with self._answers.progress(len(cases)) as advance:
-            return self._judge.ask(self._rubric, cases, advance)
+            return self._judge.ask(self._rubric, cases, pictures, advance)
 
     def _outcome(self, scores: Sequence[float | None], unread: int | None = None) -> Outcome:
         ids = numbered(len(scores))
         read = {key: score for key, score in zip(ids, scores, strict=True) if score is not None}
-        measured = Measured(list(read), Figure(list(read.values())), True)
-        counts = {"unparsed": len(scores) - len(read) if unread is None else unread}
-        return Outcome({self._rubric.metric: measured}, counts)
+        figures = {
+            metric: Measured(list(read), Figure(list(values)), higher)
+            for metric, (values, higher) in self._figures(list(read.values())).items()
+        }
+        counts: dict[str, Any] = {"unparsed": len(scores) - len(read) if unread is None else unread}
+        if self.by is not None:
+            counts[f"by {self.by}"] = self._apart(self.by, scores)
+        return Outcome(figures, counts)
+
+    def _figures(self, scores: Sequence[float]) -> dict[str, tuple[list[float], bool]]:
+        found = [self._rubric.figures(score) for score in scores]
+        return {
+            metric: ([one[metric][0] for one in found], higher)
+            for metric, (_, higher) in self._rubric.figures(0.0).items()
+        }
+
+    def _apart(self, by: str, scores: Sequence[float | None]) -> dict[str, dict[str, Any]]:
+        """Number of verdicts and means by the prompts' kind."""
+        kinds: dict[str, list[float]] = {}
+        for prompt, score in zip(self._answers.prompts, scores, strict=True):
+            kinds.setdefault(str(prompt.facts[by]), []).extend([] if score is None else [score])
+        return {
+            kind: {
+                "n": len(found),
+                **{
+                    metric: sum(values) / len(values)
+                    for metric, (values, _) in self._figures(found).items()
+                    if values
+                },
+            }
+            for kind, found in sorted(kinds.items())
+        }

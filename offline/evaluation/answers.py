@@ -6,6 +6,7 @@ from typing import Any
 
 from offline.endpoint import Body
 from offline.errors import InputError
+from offline.evaluation.chats import messages_of, post_chats, steering
 from offline.evaluation.endpoint_tasks import Progress
 from offline.evaluation.target import Setting, Target
 from offline.pairs import Pair
@@ -65,30 +66,49 @@ class Answers:
             InputError: a prompt leaves no room for an answer, or see `Endpoint.post_all`.
         """
         if setting.name not in self._found:
-            bodies = [self._body(target, setting, prompt) for prompt in self.prompts]
-            with self.progress(len(bodies)) as advance:
+            shown = [prompt for prompt in self.prompts if prompt.pair.picture is not None]
+            bodies = [
+                self._body(target, setting, prompt)
+                for prompt in self.prompts
+                if prompt.pair.picture is None
+            ]
+            with self.progress(len(self.prompts)) as advance:
                 found = target.endpoint.post_all("/v1/completions", bodies, advance)
-            self._found[setting.name] = [_answer(answer) for answer in found]
+                texts = iter([_answer(answer) for answer in found])
+                asked = (self._chat(setting, prompt) for prompt in shown)
+                chats = iter(post_chats(target.endpoint, asked, _answer, advance))
+            self._found[setting.name] = [
+                next(texts if prompt.pair.picture is None else chats) for prompt in self.prompts
+            ]
         return self._found[setting.name]
 
+    def _chat(self, setting: Setting, prompt: Prompt) -> Body:
+        """A prompt with an image; the server knows how long it is, and refuses one too long."""
+        return {
+            "messages": messages_of(prompt.pair),
+            "max_tokens": self._max_tokens,
+            "temperature": 0,
+            **steering(setting),
+        }
+
     def _body(self, target: Target, setting: Setting, prompt: Prompt) -> Body:
-        ids = tokenise(prompt.pair, target.tokenizer).prompt_ids
+        ids = tokenise(prompt.pair, target.tokenizer, target.processor).prompt_ids
         if len(ids) + self._max_tokens > target.max_length:
             raise InputError(
                 f"{prompt.pair.where}: {len(ids)} tokens and --max-tokens {self._max_tokens} are "
                 f"more than the server's max_model_len of {target.max_length}"
             )
         return {
-            "model": setting.model,
             "prompt": ids,
             "max_tokens": self._max_tokens,
             "temperature": 0,
             **({"stop": prompt.stop} if prompt.stop else {}),
-            **({"vllm_xargs": dict(setting.xargs)} if setting.xargs else {}),
+            **steering(setting),
         }
 
 
 def _answer(found: Any) -> Answer:
     choice = found["choices"][0]
+    text = choice["text"] if "text" in choice else choice["message"]["content"] or ""
     tokens = found["usage"]["completion_tokens"]
-    return Answer(choice["text"], tokens, choice["finish_reason"] == "length")
+    return Answer(text, tokens, choice["finish_reason"] == "length")

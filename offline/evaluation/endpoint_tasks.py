@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from offline.endpoint_scorer import score_items
+from offline.evaluation.chats import prompt_tokens, score_answers
 from offline.evaluation.confidence import Figure
 from offline.evaluation.measured import Measured, Outcome
 from offline.evaluation.target import Setting, Target
@@ -23,15 +24,30 @@ _NO_PAIRS = PairSet("", "", 0, [])
 class PairsTask:
     """Pair accuracy and margin: is the preferred answer more likely per token, and by how much?"""
 
-    name, side_effect = "pairs", False
+    side_effect = False
 
-    def __init__(self, pairs: PairSet, facts: Mapping[str, Any], progress: Progress) -> None:
-        self.facts = facts
+    def __init__(
+        self, name: str, pairs: PairSet, facts: Mapping[str, Any], progress: Progress
+    ) -> None:
+        self.name, self.facts = name, facts
         self._pairs, self._progress = pairs, progress
+        self._shown = [pair for pair in pairs.pairs if pair.picture is not None]
+        self._prompts: list[list[int]] | None = None  # of those with a picture, in any setting
 
     def measure(self, target: Target, setting: Setting) -> Outcome:
-        suite = load_suite(self._pairs, target.tokenizer, _config(target)).suite
-        margins = pair_margins(suite, _score(target, setting, suite.items, self._progress))
+        texts = [pair for pair in self._pairs.pairs if pair.picture is None]
+        suite = load_suite(
+            replace(self._pairs, pairs=texts),
+            target.tokenizer,
+            _config(target),
+            processor=target.processor,
+        ).suite
+        scores = _score(target, setting, suite.items, self._progress) if texts else []
+        of_texts = iter(pair_margins(suite, scores))
+        of_shown = iter(self._margins(target, setting) if self._shown else [])
+        margins = [
+            next(of_texts if pair.picture is None else of_shown) for pair in self._pairs.pairs
+        ]
         # Their place: ids may be given twice.
         ids = numbered(len(margins))
         return Outcome(
@@ -40,6 +56,22 @@ class PairsTask:
                 "margin": Measured(ids, Figure(margins), True),
             }
         )
+
+    def _margins(self, target: Target, setting: Setting) -> list[float]:
+        """Of the pairs with a picture."""
+        known, endpoint = self._prompts, target.endpoint
+        with self._progress(len(self._shown) * (3 if known is None else 2)) as advance:
+            if known is None:
+                model = target.settings[0].model
+                known = self._prompts = prompt_tokens(endpoint, model, self._shown, advance)
+            asked = [
+                (pair, answer, prompt)
+                for pair, prompt in zip(self._shown, known, strict=True)
+                for answer in (pair.chosen, pair.rejected)
+            ]
+            scores = score_answers(endpoint, asked, setting, advance)
+        means = [score.logp / score.tokens for score in scores]
+        return [chosen - rejected for chosen, rejected in zip(means[::2], means[1::2], strict=True)]
 
 
 class PerplexityTask:
@@ -81,7 +113,12 @@ class ControlsTask:
 
     def measure(self, target: Target, setting: Setting) -> Outcome:
         suite = load_suite(
-            _NO_PAIRS, target.tokenizer, _config(target), controls=self._controls, chat=self._chat
+            _NO_PAIRS,
+            target.tokenizer,
+            _config(target),
+            controls=self._controls,
+            chat=self._chat,
+            processor=target.processor,
         ).suite
         scores = _score(target, setting, suite.controls[: self._limit], self._progress)
         figure = Figure([float(score.greedy) for score in scores])

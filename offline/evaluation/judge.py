@@ -2,17 +2,20 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from offline.endpoint import Endpoint
+from offline.endpoint import Body, Endpoint
 from offline.errors import InputError
+from offline.evaluation.chats import post_chats, with_image
+from offline.pictures import Picture
 
 _FOLDER = Path(__file__).parent / "judges"
 _KEYS = {"metric", "verdicts", "prompt"}
+_MAY = {"below", "image"}
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,19 @@ class Rubric:
     """A judge's prompt and what its verdicts are worth.
 
     Attributes:
+        metric: what the mean score is called; higher is better.
         verdicts: score by word; the word stands alone in the last line of the judge's answer.
+        below: further figures of the same verdicts, by name: the share of scores below a number;
+            lower is better.
+        image: whether the judge is shown the prompt's image, too.
     """
 
     name: str
     metric: str
     verdicts: Mapping[str, float]
     prompt: str
+    below: Mapping[str, float] = field(default_factory=dict)
+    image: bool = False
 
     @classmethod
     def load(cls, name: str) -> "Rubric":
@@ -45,20 +54,31 @@ class Rubric:
             value = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path.name}: not readable as YAML ({error})") from error
-        if not isinstance(value, dict) or set(value) != _KEYS:
+        if not isinstance(value, dict) or not _KEYS <= set(value) <= _KEYS | _MAY:
             found = sorted(value) if isinstance(value, dict) else type(value).__name__
-            raise InputError(f"{path.name}: holds {found}, expected {sorted(_KEYS)}")
-        verdicts = value["verdicts"]
-        if not isinstance(verdicts, dict) or not all(
-            isinstance(word, str) and type(score) in (int, float)
-            for word, score in verdicts.items()
-        ):
             raise InputError(
-                f"{path.name}: verdicts is {verdicts!r}, expected words with a number each "
-                "(YAML reads YES, NO, TRUE and FALSE as no text: put them in quotes)"
+                f"{path.name}: holds {found}, expected {sorted(_KEYS)} and perhaps {sorted(_MAY)}"
             )
-        scores = {word: float(score) for word, score in verdicts.items()}
-        return cls(path.stem, str(value["metric"]), scores, str(value["prompt"]))
+        numbers = {}
+        for key in ("verdicts", "below"):
+            given = value.get(key, {})
+            if not isinstance(given, dict) or not all(
+                isinstance(word, str) and type(score) in (int, float)
+                for word, score in given.items()
+            ):
+                raise InputError(
+                    f"{path.name}: {key} is {given!r}, expected words with a number each "
+                    "(YAML reads YES, NO, TRUE, FALSE and numbers as no text: put them in quotes)"
+                )
+            numbers[key] = {word: float(score) for word, score in given.items()}
+        metric, image = str(value["metric"]), value.get("image", False)
+        if metric in numbers["below"]:
+            raise InputError(f"{path.name}: below names '{metric}', which is the metric")
+        if not isinstance(image, bool):
+            raise InputError(f"{path.name}: image is {image!r}, expected true or false")
+        return cls(
+            path.stem, metric, numbers["verdicts"], str(value["prompt"]), numbers["below"], image
+        )
 
     @property
     def compares(self) -> bool:
@@ -75,7 +95,18 @@ class Rubric:
     def facts(self) -> dict[str, Any]:
         """What the report says about it."""
         digest = hashlib.sha256(self.prompt.encode()).hexdigest()
-        return {"rubric": self.name, "prompt_sha256": digest, "verdicts": dict(self.verdicts)}
+        return {
+            "rubric": self.name,
+            "prompt_sha256": digest,
+            "verdicts": dict(self.verdicts),
+            **({"below": dict(self.below)} if self.below else {}),
+            **({"judge_sees_image": True} if self.image else {}),
+        }
+
+    def figures(self, score: float) -> dict[str, tuple[float, bool]]:
+        """What a score adds to each figure, and whether higher is better there."""
+        shares = {name: (float(score < limit), False) for name, limit in self.below.items()}
+        return {self.metric: (score, True), **shares}
 
     def score(self, text: str) -> float | None:
         """What an answer of the judge is worth; None if its last line holds no single verdict."""
@@ -101,12 +132,14 @@ class Judge:
         self,
         rubric: Rubric,
         cases: Sequence[Mapping[str, Any]],
+        pictures: Sequence[Picture | None],
         on_done: Callable[[int], None] = lambda count: None,
     ) -> list[float | None]:
         """One score per case, None where the verdict cannot be read.
 
         Args:
             cases: what the rubric's prompt shows.
+            pictures: what each case is about; shown where the rubric says so and there is one.
         """
         import jinja2
 
@@ -116,15 +149,19 @@ class Judge:
             prompts = [template.render(**case) for case in cases]
         except jinja2.TemplateError as error:
             raise InputError(f"judge prompt '{rubric.name}': {error}") from error
-        bodies = [
-            {
+
+        def body(prompt: str, picture: Picture | None) -> Body:
+            shown = picture if rubric.image else None
+            content = prompt if shown is None else with_image(shown, prompt)
+            return {
                 "model": self.model,
-                "messages": [{"role": "user", "content": prompt}],
+                "messages": [{"role": "user", "content": content}],
                 "temperature": 0,
             }
-            for prompt in prompts
-        ]
-        answers = self.endpoint.post_all("/v1/chat/completions", bodies, on_done)
-        return [
-            rubric.score(answer["choices"][0]["message"]["content"] or "") for answer in answers
-        ]
+
+        bodies = (body(*case) for case in zip(prompts, pictures, strict=True))
+        return post_chats(self.endpoint, bodies, lambda answer: _read(rubric, answer), on_done)
+
+
+def _read(rubric: Rubric, answer: Any) -> float | None:
+    return rubric.score(answer["choices"][0]["message"]["content"] or "")

@@ -8,6 +8,7 @@ from typing import Any
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
 from offline.pairs import Messages, Pair, same_question
+from offline.pictures import Picture
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,25 @@ class Seen:
     exclude: bool = False
     silent: Sequence[str] = ()
 
-    def keep(self, name: str, prompts: Sequence[Sequence[str | Messages]]) -> list[int]:
+    def keep(
+        self,
+        name: str,
+        prompts: Sequence[Sequence[str | Messages]],
+        pictures: Sequence[Picture | None] | None = None,
+    ) -> list[int]:
         """The indices of those items of which no prompt was seen.
 
         Args:
             name: the data's, for the message.
             prompts: per item, every text or chat in it that could be a prompt.
+            pictures: per item, the image that it is about; the same words about another image are
+                another question.
 
         Raises:
             InputError: some were, and are not to be left out; or nothing is left.
         """
-        where = [self._source(item) for item in prompts]
+        pictures = pictures or [None] * len(prompts)
+        where = [self._source(item, image) for item, image in zip(prompts, pictures, strict=True)]
         kept = [index for index, source in enumerate(where) if source is None]
         found = [(index, source) for index, source in enumerate(where) if source is not None]
         if found and not self.exclude:
@@ -49,10 +58,10 @@ class Seen:
             )
         return kept
 
-    def _source(self, prompts: Sequence[str | Messages]) -> str | None:
+    def _source(self, prompts: Sequence[str | Messages], picture: Picture | None) -> str | None:
         for prompt in prompts:
             for form in same_question(prompt):
-                source = self.prompts.get(_fingerprint(form))
+                source = self.prompts.get(_fingerprint(form, picture))
                 if source is not None:
                     return source
         return None
@@ -82,5 +91,5 @@ def seen_by(vectors: Mapping[str, SteeringVector], exclude: bool = False) -> See
     return Seen(prompts, exclude, silent)
 
 
-def _fingerprint(prompt: str | Messages) -> str:
-    return Pair("", "", prompt, "", "").prompt_fingerprint
+def _fingerprint(prompt: str | Messages, picture: Picture | None) -> str:
+    return Pair("", "", prompt, "", "", picture=picture).prompt_fingerprint

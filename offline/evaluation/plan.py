@@ -9,6 +9,7 @@ from typing import Any
 from offline.errors import InputError
 from offline.evaluation.answer_tasks import DistinctTask, JudgedTask
 from offline.evaluation.answers import Answers, Prompt
+from offline.evaluation.chats import require_chat
 from offline.evaluation.endpoint_tasks import (
     ControlsTask,
     PairsTask,
@@ -19,6 +20,15 @@ from offline.evaluation.endpoint_tasks import (
 from offline.evaluation.evaluate import Task
 from offline.evaluation.harness import HarnessTask
 from offline.evaluation.harness_tasks import GOALS, require_harness
+from offline.evaluation.image_data import (
+    MMHAL,
+    SPA_VL,
+    Images,
+    Questions,
+    mmhal,
+    spa_vl_pairs,
+    spa_vl_questions,
+)
 from offline.evaluation.judge import Judge, Rubric
 from offline.evaluation.overlap import Seen
 from offline.evaluation.tasks import documents
@@ -27,6 +37,7 @@ from offline.pairs import PairSet, load_pairs
 JUDGED, TRUTHFULQA = "judged:", "truthfulqa"
 _ON_PAIRS = ("pairs", "distinct")
 _OWN = (*_ON_PAIRS, "perplexity", "controls")
+_ON_IMAGES = (MMHAL, SPA_VL, f"{JUDGED}{SPA_VL}")
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Plan:
         limit: the first so many items of every task.
         max_tokens: of a generated answer.
         raw: folder for lm-eval's own results.
+        images: where images are, and whether they may be downloaded.
     """
 
     tasks: Sequence[str]
@@ -55,6 +67,7 @@ class Plan:
     num_fewshot: int | None = None
     max_tokens: int = 256
     raw: Path | None = None
+    images: Images = field(default_factory=Images)
 
     def require_complete(self, has_judge: bool) -> None:
         """Raises InputError for what can be seen before anything is read or asked."""
@@ -63,18 +76,20 @@ class Plan:
         for number, name in enumerate(self.tasks):
             if name in self.tasks[:number]:
                 raise InputError(f"--task {name} is given twice")
+            if name == f"{JUDGED}{MMHAL}":
+                raise InputError(f"--task {name}: it is called {MMHAL}")
             needs = {
                 "--data": (self._reads_pairs(name), self.data),
                 "--text": (name == "perplexity", self.texts),
                 "--controls": (name == "controls", self.controls),
-                "--judge-url and --judge-model": (name.startswith(JUDGED), has_judge or None),
+                "--judge-url and --judge-model": (_is_judged(name), has_judge or None),
             }
             for option, (needed, given) in needs.items():
                 if needed and given is None:
                     raise InputError(f"--task {name} needs {option}")
-            if name.startswith(JUDGED):
+            if _is_judged(name):
                 Rubric.load(name.removeprefix(JUDGED))
-            elif name not in _OWN:
+            elif name not in (*_OWN, *_ON_IMAGES):
                 require_harness()
         for option, name in (
             *(("--task-data", name) for name in self.task_data),
@@ -95,7 +110,9 @@ class Plan:
         )
 
     def _reads_pairs(self, name: str) -> bool:
-        return name in _ON_PAIRS or (name.startswith(JUDGED) and _family(name) != TRUTHFULQA)
+        return name in _ON_PAIRS or (
+            name.startswith(JUDGED) and name not in _ON_IMAGES and _family(name) != TRUTHFULQA
+        )
 
     def _file(self, name: str) -> str | None:
         return self.task_data.get(name, self.task_data.get(_family(name)))
@@ -122,7 +139,7 @@ def make_tasks(
         answers = Answers(shown, plan.max_tokens, progress)
     for name in plan.tasks:
         if name == "pairs" and pairs is not None:
-            tasks.append(PairsTask(pairs, facts, progress))
+            tasks.append(PairsTask(name, pairs, facts, progress))
         elif name == "distinct" and answers is not None:
             tasks.append(DistinctTask(answers, {**facts, "max_tokens": plan.max_tokens}))
         elif name == "perplexity" and plan.texts is not None:
@@ -131,6 +148,8 @@ def make_tasks(
         elif name == "controls" and plan.controls is not None:
             found = {"data": _file_facts(plan.controls), "limit": plan.limit}
             tasks.append(ControlsTask(plan.controls, plan.chat, plan.limit, found, progress))
+        elif name in _ON_IMAGES:
+            tasks.append(_image_task(name, plan, seen, judge, progress))
         elif name.startswith(JUDGED) and judge is not None:
             rubric = Rubric.load(name.removeprefix(JUDGED))
             asked, about = answers, facts
@@ -158,10 +177,55 @@ def _harness_task(name: str, plan: Plan, seen: Seen, on_note: Callable[[str], No
     )
 
 
+def _image_task(name: str, plan: Plan, seen: Seen, judge: Judge | None, progress: Progress) -> Task:
+    source = plan._file(name)
+    if name == SPA_VL:
+        asked, facts = _unseen(spa_vl_pairs(source, plan.images), plan, seen)
+        pairs = [prompt.pair for prompt in asked]
+        data = facts["data"]
+        return PairsTask(name, PairSet(data["name"], data["sha256"], len(pairs), pairs), facts,
+                         progress)  # fmt: skip
+    assert judge is not None
+    read = mmhal if name == MMHAL else spa_vl_questions
+    asked, facts = _unseen(read(source, plan.images), plan, seen)
+    kinds = ("question_type", "split")
+    return JudgedTask(
+        name,
+        Answers(asked, plan.max_tokens, progress),
+        Rubric.load(name.removeprefix(JUDGED)),
+        judge,
+        {**facts, "max_tokens": plan.max_tokens},
+        by=next((kind for kind in kinds if kind in asked[0].facts), None),
+    )
+
+
+def _unseen(questions: Questions, plan: Plan, seen: Seen) -> tuple[list[Prompt], dict[str, Any]]:
+    """The questions that no vector has seen, and facts about them."""
+    pairs = [prompt.pair for prompt in questions.prompts]
+    kept = seen.keep(
+        questions.name, [[pair.prompt] for pair in pairs], [pair.picture for pair in pairs]
+    )
+    facts = {
+        "data": {"name": questions.name, "sha256": questions.sha256},
+        "limit": plan.limit,
+        "excluded": len(pairs) - len(kept),
+    }
+    return [questions.prompts[index] for index in kept[: plan.limit]], facts
+
+
 def _pairs(source: str, plan: Plan, seen: Seen) -> tuple[PairSet, dict[str, Any]]:
     """The pairs of a source that no vector has seen, and facts about them."""
-    pairs = load_pairs(source, chat=plan.chat, split="test")
-    kept = seen.keep(pairs.name, [[pair.prompt] for pair in pairs.pairs])
+    pairs = load_pairs(
+        source, chat=plan.chat, split="test", allow_image_urls=plan.images.allow_urls
+    )
+    for pair in pairs.pairs:
+        if pair.picture is not None:
+            require_chat(pair)
+    kept = seen.keep(
+        pairs.name,
+        [[pair.prompt] for pair in pairs.pairs],
+        [pair.picture for pair in pairs.pairs],
+    )
     facts = {
         "data": {"name": pairs.name, "sha256": pairs.sha256},
         "limit": plan.limit,
@@ -195,6 +259,10 @@ def _truthfulqa(
         "excluded": len(pairs.pairs) - len(kept),
     }
     return Answers(shown, plan.max_tokens, progress), facts
+
+
+def _is_judged(name: str) -> bool:
+    return name.startswith(JUDGED) or name == MMHAL
 
 
 def _family(name: str) -> str:

@@ -22,7 +22,11 @@ def show(document: Mapping[str, Any], console: Console | None = None) -> None:
     )
     for task, settings in document["provenance"]["counts"].items():
         for setting, counts in settings.items():
-            found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            found = ", ".join(
+                f"{count} {what}"
+                for what, count in counts.items()
+                if isinstance(count, int) and count
+            )
             if found:
                 console.print(f"note: {task}, {setting}: {found}")
 

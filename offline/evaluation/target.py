@@ -32,7 +32,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Target:
-    """A server with its settings, the first of them the base, and the tokenizer of its model."""
+    """A server with its settings, the first of them the base, and the tokenizer of its model.
+
+    Attributes:
+        processor: of a model that takes images; None elsewhere.
+    """
 
     endpoint: Endpoint
     settings: Sequence[Setting]
@@ -40,6 +44,7 @@ class Target:
     tokenizer_source: str
     max_length: int
     facts: Mapping[str, Any]
+    processor: Any = None
 
 
 def connect(
@@ -85,7 +90,7 @@ def connect(
             for name, alias, needed in zip(names, steered, border, strict=True)
         ),
     ]
-    return Target(endpoint, settings, loaded, source, length, facts)
+    return Target(endpoint, settings, loaded, source, length, facts, _processor(source))
 
 
 def _tokenizer(source: str) -> Any:
@@ -99,6 +104,22 @@ def _tokenizer(source: str) -> Any:
         raise InputError(
             f"the tokenizer '{source}' cannot be loaded ({error}); name one with --tokenizer"
         ) from error
+
+
+def _processor(source: str) -> Any:
+    """What knows the chat template of a model that takes images; None for other models."""
+    import transformers
+
+    from offline.model import takes_images
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError):  # a tokenizer alone
+        return None
+    try:
+        return transformers.AutoProcessor.from_pretrained(source) if takes_images(config) else None
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"the processor of '{source}' cannot be loaded ({error})") from error
 
 
 def _needs_border(endpoint: Endpoint, alias: str, tokenizer: Any) -> bool:

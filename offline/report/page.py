@@ -12,21 +12,23 @@ from markupsafe import Markup
 from grains_vllm import __version__
 from offline.plot_points import MEASURES, POSITIONS, Sweep
 from offline.plot_style import layers_text
-from offline.report import facts, figures, remarks
+from offline.report import facts, figures, numbers, remarks
 from offline.report.comparison import comparison
 from offline.report.examples import examples
 from offline.report.inputs import Inputs
+from offline.report.shares import shares
 from offline.report.text import visible
 from offline.report.theme import style_sheet
 
 _FOLDER = Path(__file__).parent
-_MINUS = "\N{MINUS SIGN}"
 
 
 def render(inputs: Inputs) -> str:
     """The HTML document; equal inputs give equal text."""
-    style = style_sheet() + _squeezed((_FOLDER / "templates/style.css").read_text())
-    script = (_FOLDER / "templates/page.js").read_text()
+    parts = ["style.css", "picture.css"], ["page.js", "picture.js"]
+    styles, scripts = parts if _pictured(inputs) else (names[:1] for names in parts)
+    style = style_sheet() + "".join(_squeezed(_template(name)) for name in styles)
+    script = "".join(_template(name) for name in scripts)
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
@@ -43,6 +45,16 @@ def title(inputs: Inputs) -> str:
     results = [*inputs.sweeps, *inputs.evaluations, *inputs.baselines]
     names = [subject.name for subject in inputs.subjects] or [result.name for result in results]
     return ", ".join(visible(name) for name in names)
+
+
+def _pictured(inputs: Inputs) -> bool:
+    """Whether any prompt has an image; pages without are as if there were none."""
+    records = (record for subject in inputs.subjects for record in subject.records or [])
+    return any(record.get("image") is not None for record in records)
+
+
+def _template(name: str) -> str:
+    return (_FOLDER / "templates" / name).read_text()
 
 
 def _measured(sweep: Sweep) -> list[str]:
@@ -66,13 +78,14 @@ def _environment() -> jinja2.Environment:
         "title": title,
         "measured": _measured,
         "remarks": remarks,
-        "comparison": lambda subjects: comparison(subjects, _number),
+        "shares": shares,
+        "comparison": lambda subjects: comparison(subjects, numbers.number),
     }
     environment.filters |= {
-        "number": _number,
-        "signed": _signed,
-        "whole": _whole,
-        "strength": _strength,
+        "number": numbers.number,
+        "signed": numbers.signed,
+        "whole": numbers.whole,
+        "strength": numbers.strength,
         "layers": layers_text,
         "verdict": _verdict,
     }
@@ -84,30 +97,6 @@ def _finalised(value: Any) -> Any:
     if type(value) is str and not value.isprintable():
         return "\n".join(visible(line) for line in value.split("\n"))
     return value
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    """Three decimals where that says enough, with a real minus; a dash for nothing."""
-    if value is None:
-        return "\N{EN DASH}"
-    size, sign = abs(value), sign if value else ""
-    if size and (size < 0.001 or size >= 1e6):
-        text = f"{value:{sign}.2g}"
-    else:
-        text = f"{value:{sign}.{3 if size < 10 else 2 if size < 100 else 1}f}"
-    return text.replace("-", _MINUS)
-
-
-def _signed(value: float | None) -> str:
-    return _number(value, "+")
-
-
-def _whole(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:g}" if value % 1 else f"{value:.0f}"
-
-
-def _strength(value: float) -> str:
-    return f"{value:g}".replace("-", _MINUS)
 
 
 def _verdict(difference: dict[str, Any], higher_is_better: bool | None) -> str:

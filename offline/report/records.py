@@ -6,6 +6,7 @@ from typing import Any
 
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
+from offline.report.image_field import require_image
 from offline.report.shapes import FLAG, NUMBER, TEXT, WHOLE, Maybe, parse, require
 
 Record = dict[str, Any]
@@ -41,6 +42,8 @@ def read_records(path: Path) -> list[Record]:
             record = parse(line, where)
             require(record, _RECORD, where)
             _require_lengths(record, where)
+            if record.get("image") is not None:
+                require_image(record, where)
             records.append(record)
     if not records:
         raise InputError(f"{path.name}: holds no attributions")

@@ -45,7 +45,11 @@ def evaluation_notes(document: Mapping[str, Any]) -> list[str]:
     for task, settings in mapping(provenance.get("counts")).items():
         alike: dict[str, list[str]] = {}
         for setting, counts in mapping(settings).items():
-            words = [f"{count} {what}" for what, count in mapping(counts).items() if count]
+            words = [
+                f"{count} {what}"
+                for what, count in mapping(counts).items()
+                if isinstance(count, int) and count
+            ]
             if words:
                 alike.setdefault(", ".join(words), []).append(setting)
         found += [f"{task}: {words} ({', '.join(names)})" for words, names in alike.items()]

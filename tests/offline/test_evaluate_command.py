@@ -10,6 +10,7 @@ from tests.evaluation_world import random_vector
 
 URL = ["--url", "http://127.0.0.1:9", "--steered", "m:v"]
 TEXT = ["--task", "perplexity", "--text", "t.txt"]
+JUDGE = ["--judge-url", "http://x", "--judge-model", "m"]
 CASES = {
     "no alias": (["--url", "http://x", *TEXT], "--steered is missing"),
     "no target": (TEXT, "--vector is missing (or --url"),
@@ -21,20 +22,13 @@ CASES = {
     "controls": ([*URL, "--task", "controls"], "--task controls needs --controls"),
     "twice": ([*URL, *TEXT, "--task", "perplexity"], "--task perplexity is given twice"),
     "judge": ([*URL, "--task", "judged:truthfulqa"], "needs --judge-url and --judge-model"),
+    "mmhal's judge": ([*URL, "--task", "mmhal"], "--task mmhal needs --judge-url"),
+    "mmhal's name": ([*URL, "--task", "judged:mmhal", *JUDGE], "it is called mmhal"),
+    "images": ([*URL, "--task", "spa-vl", "--images", "x"], "--images is 'x', which is no folder"),
     "half a judge": ([*URL, *TEXT, "--judge-model", "m"], "go together"),
     "rubric": (
-        [
-            *URL,
-            "--task",
-            "judged:x",
-            "--judge-url",
-            "http://x",
-            "--judge-model",
-            "m",
-            "--data",
-            "d",
-        ],
-        "judged:x names no rubric, expected pairs, truthfulqa",
+        [*URL, "--task", "judged:x", *JUDGE, "--data", "d"],
+        "judged:x names no rubric, expected mmhal, pairs, spa-vl, truthfulqa",
     ),
     "task data": ([*URL, *TEXT, "--task-data", "mmlu"], "expected NAME=FILE"),
     "task data file": ([*URL, *TEXT, "--task-data", "mmlu=x"], "'x' is no file"),

@@ -24,12 +24,12 @@ def test_every_method_reads_at_its_own_place_unless_told_otherwise(method, read)
 
 
 def test_a_passport_names_only_what_decided_the_vector():
-    assert ExtractOptions(k=3).facts["k"] == 3
-    assert ExtractOptions().facts["read"] == "prompt-end"
-    assert set(ExtractOptions(method=Method.caa).facts) == {
+    assert ExtractOptions(k=3).facts()["k"] == 3
+    assert ExtractOptions().facts()["read"] == "prompt-end"
+    assert set(ExtractOptions(method=Method.caa).facts()) == {
         "method", "read", "chat", "limit", "seed",
     }  # fmt: skip
-    assert set(ExtractOptions(method=Method.random).facts) == {"method", "chat", "limit", "seed"}
+    assert set(ExtractOptions(method=Method.random).facts()) == {"method", "chat", "limit", "seed"}
 
 
 @pytest.mark.parametrize(

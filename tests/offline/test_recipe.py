@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pytest
 import yaml
 
@@ -9,6 +10,7 @@ from offline.errors import InputError
 from offline.options import ExtractOptions
 from offline.pairs import Pair, load_pairs, write_pairs
 from offline.recipe import FOLDER, known_recipes, load_recipe, load_splits, split_pairs
+from tests.offline.pictures import png
 from tests.offline.worlds import write_jsonl
 
 
@@ -117,10 +119,48 @@ def test_faitheval_prefers_the_context_and_keeps_letters_balanced(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["mmhal", "spa-vl"])
-def test_images_are_refused(name):
-    with pytest.raises(InputError, match=f"recipe '{name}': .*image prompts are not supported"):
-        load_splits(load_recipe(name))
+def test_spa_vl_makes_chats_with_pictures_that_are_written_and_read_back(tmp_path):
+    rows = [
+        {"image": {"bytes": png(f"#0000{n:02x}"), "path": None}, "question": "What is it?",
+         "chosen": f"I see {n}.", "rejected": "Go away.", "image_name": "x"}
+        for n in range(6)
+    ]  # fmt: skip
+    source = tmp_path / "train.parquet"
+    datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(source)
+    recipe = small("spa-vl", tmp_path)
+    assert recipe.options["k"] == 50
+    splits = load_splits(recipe, str(source))
+    found = by_id(splits)
+    assert sorted(found) == ["1", "2", "3", "4", "5", "6"]  # `every` is for the hub's rows
+    for n in range(6):
+        pair = found[str(n + 1)]
+        assert pair.prompt == [{"role": "user", "content": "What is it?"}]
+        assert (pair.picture.payload, pair.chosen) == (png(f"#0000{n:02x}"), f"I see {n}.")
+    # The same words about other images are other prompts.
+    assert [len(split.pairs) for split in splits.values()] == [2, 2, 2]
+    write_pairs(tmp_path / "x.test.jsonl", splits["test"].pairs)
+    assert len(list((tmp_path / "x.test.images").iterdir())) == 2
+    again = load_pairs(str(tmp_path / "x.test.jsonl")).pairs
+    assert [p.fingerprint for p in again] == [p.fingerprint for p in splits["test"].pairs]
+    with pytest.raises(InputError, match="prompts hold images, which only chat prompts can"):
+        load_splits(recipe, str(source), chat=False)
+
+
+def test_of_a_large_hub_data_set_one_row_in_so_many_is_read(tmp_path, monkeypatch):
+    content = yaml.safe_load((FOLDER / "truthfulqa.yaml").read_text())
+    content["data"] |= {"hub": str(write_jsonl(tmp_path / "hub.jsonl", TRUTHFULQA)), "every": 2}
+    content["splits"] = {"calibration": 2, "validation": 1, "test": "rest", "seed": 0}
+    content["pairs"] = content["pairs"][:1]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    with pytest.raises(InputError, match="3 pairs with 3 different prompts are too few"):
+        load_splits(recipe)
+    assert sorted(by_id(load_splits(recipe, content["data"]["hub"]))) == list("123456")
+
+
+def test_a_recipe_without_pairs_says_what_it_is_for():
+    with pytest.raises(InputError, match=r"'mmhal': its data has no pref.*evaluate --task mmhal"):
+        load_splits(load_recipe("mmhal"))
 
 
 def plain(count, repeat=1):
@@ -217,7 +257,7 @@ BROKEN = [
     (
         ("data", "file"),
         "x",
-        "'data.file' is no key here, expected one of hub, config, split, files",
+        "'data.file' is no key here, expected one of hub, config, split, every",
     ),
     (("splits", "train"), 3, "expected one of calibration, validation, test, seed"),
     (("splits", "calibration"), 1, "'splits.calibration' is 1: greater than or equal to 2"),
@@ -229,6 +269,8 @@ BROKEN = [
     ),
     (("splits",), None, "'pairs' and 'splits' belong together"),
     (("format",), "xml", "'format' is \"xml\": 'chat' or 'raw'"),
+    (("images",), "picture", "'images' is 'picture', which is no column of every form"),
+    (("data", "every"), 0, "'data.every' is 0: greater than or equal to 1"),
     (("raw", "prompt"), "Q:", r"'raw.prompt' is \"Q:\": expected {text} in it exactly once"),
     (("pairs", 0, "prompt"), "{{ question", r"'pairs.0.prompt' is .* not valid Jinja"),
     (("pairs", 0, "keep"), "1 +", r"'pairs.0.keep' is .* not valid Jinja"),

@@ -1,0 +1,157 @@
+"""`grains evaluate` on prompts with an image against a real server: the same as transformers."""
+
+import io
+import json
+from contextlib import ExitStack
+
+import datasets
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from grains_vllm.vectors import ModelFingerprint, SteeringVector
+from offline.cli import app
+from tests.offline.image_server import image_server
+from tests.server.serving import serve
+from tests.vision import HIDDEN, LAYERS, build_vision, picture, save_vision
+
+pytestmark = pytest.mark.engine
+
+STRENGTH, NORM, TOKENS = 0.5, 8.0, 6
+TOLERANCE = 1e-4  # nats per token
+QUESTIONS = ["what colour is the shape ?", "which shape is on the left ?", "describe the picture ."]
+CHOSEN, REJECTED = "the shape is red .", "there is no shape in the picture"
+
+
+def directions():
+    drawn = torch.randn(LAYERS, HIDDEN, generator=torch.Generator().manual_seed(0))
+    return drawn / drawn.norm(dim=1, keepdim=True)
+
+
+def png(seed):
+    file = io.BytesIO()
+    picture(seed).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    model = save_vision(folder, "llava")
+    fingerprint = ModelFingerprint("LlavaForConditionalGeneration", HIDDEN, LAYERS)
+    SteeringVector(directions(), torch.full((LAYERS,), NORM), fingerprint).save(
+        folder / "v.safetensors"
+    )
+    (folder / "steering.yaml").write_text(
+        "vectors:\n"
+        f"  all: {{path: v.safetensors, strength: {STRENGTH}}}\n"
+        f"  later: {{path: v.safetensors, strength: {STRENGTH}, positions: generation}}\n"
+    )
+    rows = [
+        {"image": {"bytes": png(n), "path": None}, "question": question, "chosen": CHOSEN,
+         "rejected": REJECTED}
+        for n, question in enumerate(QUESTIONS)
+    ]  # fmt: skip
+    datasets.Dataset.from_list(rows).to_parquet(folder / "validation.parquet")
+    items = []
+    for n, question in enumerate(QUESTIONS):
+        (folder / f"{n}.png").write_bytes(png(n))
+        items.append(
+            {"question_type": "attribute", "image_id": f"{n}", "image_content": ["Shape"],
+             "image_src": f"https://farm.example/{n}.png", "question": question, "gt_answer": "red"}
+        )  # fmt: skip
+    (folder / "response_template.json").write_text(json.dumps(items))
+    with serve(model, folder / "steering.yaml") as server:
+        yield folder, model, server.url
+
+
+class Reference:
+    """The same model in transformers, steered by hooks that spell the shift out in float64."""
+
+    def __init__(self):
+        self.model, self.processor = build_vision("llava")
+
+    def inputs(self, number, answer=""):
+        parts = [{"type": "image"}, {"type": "text", "text": QUESTIONS[number]}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": parts}], add_generation_prompt=True
+        )
+        return self.processor(
+            text=[text + answer],
+            images=[picture(number)],
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+
+    def mean(self, setting, number, answer):
+        border = self.inputs(number)["input_ids"].shape[1]
+        inputs = self.inputs(number, answer)
+        ids = inputs["input_ids"][0]
+        with torch.no_grad(), self.steered(setting, border):
+            logps = self.model(**inputs).logits[0].log_softmax(-1)
+        return sum(float(logps[i - 1, ids[i]]) for i in range(border, len(ids))) / (
+            len(ids) - border
+        )
+
+    def answer(self, setting, number):
+        inputs = self.inputs(number)
+        border = inputs["input_ids"].shape[1]
+        with self.steered(setting, border):
+            ids = self.model.generate(
+                **inputs, do_sample=False, max_new_tokens=TOKENS, use_cache=False
+            )
+        return self.processor.tokenizer.decode(ids[0, border:], skip_special_tokens=True)
+
+    def steered(self, setting, border):
+        stack = ExitStack()
+        for layer, direction in enumerate(directions() if setting != "base" else []):
+            block = self.model.model.language_model.layers[layer]
+            first = border if setting == "later" else 0
+
+            def shift(_module, _inputs, output, direction=direction, first=first):
+                h = (output[0] if isinstance(output, tuple) else output).double()
+                u = h + STRENGTH * NORM * direction.double()
+                u = u * (h.norm(dim=-1) / u.norm(dim=-1))[..., None]
+                moved = torch.cat([h[:, :first], u[:, first:]], dim=1).float()
+                return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+            stack.callback(block.register_forward_hook(shift).remove)
+        return stack
+
+
+def test_pairs_and_answers_about_images_equal_transformers(world, tmp_path):
+    folder, model, url = world
+    reference = Reference()
+
+    def rating(said):
+        return sum(map(ord, said)) % 7
+
+    def judge(text, *_):
+        return f"Rating: {rating(text.split('<answer>')[1].split('</answer>')[0].strip())}"
+
+    with image_server(judge=judge) as (judge_url, _):
+        result = CliRunner().invoke(
+            app,
+            ["evaluate", "--url", url, "--model", "tiny", "--tokenizer", str(model),
+             "--steered", "tiny:all", "--steered", "tiny:later", "--max-tokens", str(TOKENS),
+             "--task", "spa-vl", "--task-data", f"spa-vl={folder / 'validation.parquet'}",
+             "--task", "mmhal", "--task-data", f"mmhal={folder / 'response_template.json'}",
+             "--judge-url", judge_url, "--judge-model", "judge", "--out", str(tmp_path / "x.json")],
+        )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "x.json").read_text())
+    found = {(row["task"], row["metric"]): row["values"] for row in document["tasks"]}
+    margins = {}
+    for setting in ("base", "all", "later"):
+        expected = [
+            reference.mean(setting, n, CHOSEN) - reference.mean(setting, n, REJECTED)
+            for n in range(len(QUESTIONS))
+        ]
+        margins[setting] = found["spa-vl", "margin"][setting]["value"]
+        assert margins[setting] == pytest.approx(sum(expected) / 3, abs=TOLERANCE)
+        assert found["spa-vl", "accuracy"][setting]["value"] == sum(m > 0 for m in expected) / 3
+        ratings = [rating(reference.answer(setting, n).strip()) for n in range(len(QUESTIONS))]
+        assert found["mmhal", "rating"][setting]["value"] == pytest.approx(sum(ratings) / 3)
+        rate = found["mmhal", "hallucination rate"][setting]["value"]
+        assert rate == pytest.approx(sum(one < 3 for one in ratings) / 3)
+    assert len({round(margin, 3) for margin in margins.values()}) == 3
