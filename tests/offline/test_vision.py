@@ -15,11 +15,12 @@ from captum.attr import IntegratedGradients
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from grains_vllm.vectors import SteeringVector
 from offline import objective
 from offline.attribution import Attributor
 from offline.baselines import baseline_embedding, prompt_baseline
 from offline.batching import Room
-from offline.blocks import record_blocks
+from offline.blocks import record_blocks, stream_of
 from offline.deltas import deltas, masked
 from offline.errors import InputError
 from offline.extract import extract
@@ -32,7 +33,7 @@ from offline.pairs import Pair, PairSet
 from offline.pictures import Picture
 from offline.prompt_inputs import prompt_inputs
 from offline.prompts import TokenPair, tokenise
-from offline.scoring import Item
+from offline.scoring import Item, Point
 from offline.transformers_scorer import TransformersScorer
 from offline.vision import process, sources
 from tests.vision import NAMES, build_processor, build_vision, picture, save_vision
@@ -410,6 +411,48 @@ def test_scorer_scores_images_as_the_ordinary_forward() -> None:
         for side, ids in enumerate((pair.chosen_ids, pair.rejected_ids)):
             expected = float(ordinary_logps(decoder, pair, ids).sum())
             assert scores[2 * index + side].logp == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("positions", ["all", "text", "image", "prompt", "generation"])
+def test_scorer_steers_the_tokens_that_positions_name(positions: str) -> None:
+    decoder = decoder_of("gemma3")
+    directions = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    directions /= directions.norm(dim=1, keepdim=True)
+    vector = SteeringVector(directions, torch.full((4,), 10.0), decoder.fingerprint)
+    point = Point("v", (1, 2), 0.7, positions)
+    pairs = [tokenised(decoder, make_pair(0)), tokenised(decoder, make_pair(1))]
+    items = [Item(tuple(pair.prompt_ids), tuple(pair.chosen_ids), pair.image) for pair in pairs]
+    items.append(Item((1, 17, 18, 19), (19, 20)))
+    scorer = TransformersScorer(decoder, {"v": vector}, batch_rows=3)
+    ((_, plain),) = scorer.score(items, [None])
+    ((_, scores),) = scorer.score(items, [point])
+    for pair, score in zip(pairs, scores, strict=False):
+        length = len(pair.prompt_ids) + len(pair.chosen_ids)
+        image = torch.zeros(length, dtype=torch.bool)
+        image[: len(pair.prompt_ids)] = torch.tensor(pair.image_tokens)
+        prompt = torch.arange(length) < len(pair.prompt_ids)
+        hit = {"all": prompt | ~prompt, "text": ~image, "image": image,
+               "prompt": prompt, "generation": ~prompt}[positions]  # fmt: skip
+
+        def shift(layer: int, hit: Tensor = hit) -> Any:
+            def hook(_module: Any, _args: Any, output: Any) -> Any:
+                h = stream_of(output).double()
+                u = h + 0.7 * 10.0 * directions[layer].double()
+                moved = u * h.norm(dim=-1, keepdim=True) / u.norm(dim=-1, keepdim=True)
+                moved = torch.where(hit[:, None], moved, h).to(stream_of(output).dtype)
+                return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+            return hook
+
+        handles = [decoder.blocks[layer].register_forward_hook(shift(layer)) for layer in (1, 2)]
+        try:
+            expected = float(ordinary_logps(decoder, pair, pair.chosen_ids).sum())
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert score.logp == pytest.approx(expected, abs=1e-3)
+    moved = abs(scores[2].logp - plain[2].logp)
+    assert moved == 0 if positions == "image" else moved > 1e-3, "a text has no image tokens"
 
 
 def test_a_model_of_text_refuses_images(tmp_path: Path) -> None:
