@@ -83,10 +83,14 @@ class TransformersScorer:
     def _steered(
         self, point: Point, items: Sequence[Item], prompts: torch.Tensor
     ) -> AbstractContextManager[None]:
+        flags = [
+            torch.tensor(item.image.image_tokens if item.image else [False] * len(item.prompt_ids))
+            for item in items
+        ]
         return steered(
             self.decoder.model, self.vectors[point.vector], point.strength, point.layers,
             point.positions, prompt_length=prompts,
-            # IMAGE_TOKENS
+            image_tokens=pad_sequence(flags, batch_first=True),
             blocks=self.decoder.blocks_path,
         )  # fmt: skip
 

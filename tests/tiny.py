@@ -1,5 +1,6 @@
 """Small random models and vectors, with weights large enough that every layer matters."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,10 +48,15 @@ def random_vector(name: str, seed: int) -> SteeringVector:
 def save_world(folder: Path, name: str) -> Path:
     """Writes FOLDER/NAME (the model), four vectors and NAME.yaml; returns the YAML's path."""
     build_model(name).save_pretrained(folder / name)
+    return save_catalogue(folder, name, lambda seed: random_vector(name, seed))
+
+
+def save_catalogue(folder: Path, name: str, vector_of: Callable[[int], SteeringVector]) -> Path:
+    """Writes four vectors and NAME.yaml; returns the YAML's path."""
     # As many slots as vectors; requests that narrow layers need more and wait.
     lines = ["slots: 4", "max_vectors_per_request: 3", "vectors:"]
     for seed, vector in enumerate("abcd"):
-        random_vector(name, seed).save(folder / f"{name}_{vector}.safetensors")
+        vector_of(seed).save(folder / f"{name}_{vector}.safetensors")
     for vector, more in {
         "a": "",
         "b": "layers: [1], ",

@@ -4,6 +4,7 @@ Like tests.tiny: weights large enough that every layer, and every image, matters
 """
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
 
-VOCAB, HIDDEN, LAYERS = 128, 64, 4
+from grains_vllm.vectors import ModelFingerprint, SteeringVector
+from tests import tiny
+
+VOCAB, HIDDEN, LAYERS = 128, tiny.HIDDEN, tiny.LAYERS["llama"]
 # Name -> the class that config.json names, and the side of the square image that the tower sees.
 ARCHITECTURE = {
     "llava": "LlavaForConditionalGeneration",
@@ -257,6 +261,7 @@ def build_processor(name: str) -> Any:
 def build_model(name: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = build_config(name)
+    config.architectures = [ARCHITECTURE[name]]  # as if loaded from a folder
     model = getattr(tf, ARCHITECTURE[name])(config).eval()
     # Each part has an initialiser of its own, some far too small: draw every matrix anew.
     generator = torch.Generator().manual_seed(seed)
@@ -283,6 +288,18 @@ def save_vision(folder: Path, name: str) -> Path:
     processor.save_pretrained(path)
     old_tower_names(path)
     return path
+
+
+def random_vector(name: str, seed: int) -> SteeringVector:
+    """The same directions as tests.tiny's Llama gets."""
+    fingerprint = ModelFingerprint(ARCHITECTURE[name], HIDDEN, LAYERS)
+    return replace(tiny.random_vector("llama", seed), model=fingerprint)
+
+
+def save_vision_world(folder: Path, name: str) -> Path:
+    """As tests.tiny.save_world: FOLDER/NAME, four vectors and NAME.yaml, whose path it returns."""
+    save_vision(folder, name)
+    return tiny.save_catalogue(folder, name, lambda seed: random_vector(name, seed))
 
 
 def old_tower_names(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine import interpreted_triton
+from tests.vision import picture
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -35,10 +36,14 @@ def main(job_path: str, result_path: str) -> None:
     llm = LLM(
         job["model"],
         max_model_len=256,
-        max_num_batched_tokens=256,  # Small: batches of long prompts are prefilled in chunks.
         block_size=32,
         disable_log_stats=False,
-        **{"dtype": "float32", "enforce_eager": True, **job["engine"]},
+        **{
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_num_batched_tokens": 256,  # Small: batches of long prompts come in chunks.
+            **job["engine"],
+        },
     )
 
     def params(request: dict[str, Any]) -> Any:
@@ -67,8 +72,16 @@ def main(job_path: str, result_path: str) -> None:
             "logprobs": [step[token].logprob for step, token in steps],
         }
 
+    def prompt(request: dict[str, Any]) -> dict[str, Any]:
+        found = {"prompt_token_ids": request["prompt"]}
+        if images := [picture(seed, tuple(size)) for seed, size in request.get("images", ())]:
+            found["multi_modal_data"] = {"image": images}
+        return found
+
     def answer(output: Any) -> dict[str, Any]:
         return {
+            "prompt": list(output.prompt_token_ids),
+            "receipt": getattr(output, "grains", None),
             "prompt_logprobs": [
                 next(iter(step.values())).logprob for step in (output.prompt_logprobs or [])[1:]
             ],
@@ -84,7 +97,7 @@ def main(job_path: str, result_path: str) -> None:
         if step.get("fresh_cache", True):
             llm.reset_prefix_cache()
         requests = step["requests"]
-        prompts = [{"prompt_token_ids": request["prompt"]} for request in requests]
+        prompts = [prompt(request) for request in requests]
         if width := step.get("beam"):
             beams = llm.beam_search(prompts, BeamSearchParams(beam_width=width, max_tokens=4))
             return {

@@ -3,7 +3,8 @@
 Shares no code with the product: layers, gains, windows and the formula are spelt out again here.
 """
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ _ENTRIES: dict[str, tuple[list[int] | None, float, float, str]] = {
 
 
 @dataclass(frozen=True)
-class _Term:
+class Term:
     """One vector of a request: `added` [layers, hidden] is float64."""
 
     added: torch.Tensor
@@ -50,22 +51,37 @@ def token_logits(
     Args:
         border: how many of `ids` are prompt.
     """
-    tokens = torch.tensor([ids])
-    with ExitStack() as stack, torch.no_grad():
-        if extra_args:
-            terms = terms_of(name, border, tokens.shape[1], extra_args)
-            blocks = model.model.layers if name == "llama" else model.transformer.h
-            for layer, block in enumerate(blocks):
-                here = [term for term in terms if layer in term.layers]
-                if here:
-                    handle = block.register_forward_hook(_shift(here, layer))
-                    stack.callback(handle.remove)
-        logits: torch.Tensor = model(tokens).logits[0, :-1]
+    terms = terms_of(name, border, len(ids), extra_args) if extra_args else []
+    blocks = model.model.layers if name == "llama" else model.transformer.h
+    with shifted(blocks, terms), torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([ids])).logits[0, :-1]
     return logits
 
 
-def terms_of(name: str, border: int, length: int, extra_args: dict[str, Any]) -> list[_Term]:
-    """What `extra_args` ask for in a request of `length` tokens, the first `border` its prompt."""
+@contextmanager
+def shifted(blocks: Any, terms: list[Term]) -> Iterator[None]:
+    """Hooks that shift what leaves each block."""
+    with ExitStack() as stack:
+        for layer, block in enumerate(blocks):
+            here = [term for term in terms if layer in term.layers]
+            if here:
+                stack.callback(block.register_forward_hook(_shift(here, layer)).remove)
+        yield
+
+
+def terms_of(
+    name: str,
+    border: int,
+    length: int,
+    extra_args: dict[str, Any],
+    image: torch.Tensor | None = None,
+) -> list[Term]:
+    """What `extra_args` ask for in a request of `length` tokens, the first `border` its prompt.
+
+    Args:
+        image: [tokens] bool, which of them hold image features; by default none.
+    """
+    image = torch.zeros(length, dtype=torch.bool) if image is None else image
     border = extra_args.get("steering_prompt_tokens", border)
     narrowed = extra_args.get("steering_layers", list(range(LAYERS[name])))
     narrowed = [narrowed] if isinstance(narrowed, int) else narrowed
@@ -78,17 +94,19 @@ def terms_of(name: str, border: int, length: int, extra_args: dict[str, Any]) ->
         directions = random_vector(name, "abcd".index(vector)).directions.double()
         own = range(LAYERS[name]) if layers is None else layers
         terms.append(
-            _Term(
+            Term(
                 strength * gain * directions,
                 [layer for layer in own if layer in narrowed],
-                _window(positions, border, length),
+                _window(positions, border, length, image),
             )
         )
     return terms
 
 
-def _window(positions: str, border: int, length: int) -> torch.Tensor:
+def _window(positions: str, border: int, length: int, image: torch.Tensor) -> torch.Tensor:
     """Which of `length` tokens are steered, the first `border` of them being the prompt."""
+    if positions in ("text", "image"):
+        return image if positions == "image" else ~image
     column = torch.arange(length)
     steered = torch.zeros(length, dtype=torch.bool)
     for part in ("prompt+generation" if positions == "all" else positions).split("+"):
@@ -102,7 +120,7 @@ def _window(positions: str, border: int, length: int) -> torch.Tensor:
     return steered
 
 
-def _shift(terms: list[_Term], layer: int) -> Any:
+def _shift(terms: list[Term], layer: int) -> Any:
     """All terms are added first, then the sum is brought back to the stream's norm, once."""
     touched = torch.stack([term.steered for term in terms]).any(dim=0)[:, None]
     added = sum(term.steered[:, None] * term.added[layer] for term in terms)

@@ -6,6 +6,7 @@ import torch
 
 from grains_vllm.vectors import ArtifactError, ModelFingerprint, SteeringVector
 from offline.steer import steered
+from tests import vision
 from tests.offline.worlds import HIDDEN, LAYERS, build_decoder
 
 STRENGTH = 0.7
@@ -147,6 +148,52 @@ def test_positions_with_a_cache_equal_one_forward(decoder, positions):
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
 
 
+IMAGE = torch.tensor([[False, True, True], [False, False, False]])  # generated columns left out
+
+
+@pytest.mark.parametrize("image_tokens", [IMAGE, None])
+def test_kinds_of_tokens(decoder, image_tokens):
+    plain, _ = run(decoder, IDS)
+    vector = vector_for(decoder)
+    image = torch.zeros(2, 5, dtype=torch.bool)
+    if image_tokens is not None:
+        image[:, :3] = image_tokens
+    for positions, flags in {"image": image, "text": ~image}.items():
+        arguments = (decoder.model, vector, STRENGTH, [0], positions)
+        with steered(*arguments, image_tokens=image_tokens):
+            moved = run(decoder, IDS)[0][0]
+        assert torch.equal(moved[~flags], plain[0][~flags])
+        expected = formula(plain[0], vector, 0)[flags]
+        torch.testing.assert_close(moved[flags], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"), [*((name, "text") for name in vision.NAMES), ("qwen2_5_vl", "image")]
+)
+def test_image_models_generate_as_one_forward_says(name, positions):
+    """What a cache, positions of their own and a vision tower leave of the columns' count."""
+    model, processor = vision.build_vision(name)
+    text = f"<user> see {vision.PLACEHOLDER[name]} and describe <assistant>"
+    images = [vision.picture(0)]
+    inputs = processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)
+    ids = inputs["input_ids"]
+    image = ids == vision.image_token_id(name)
+    assert image.sum() > 10
+    arguments = (model, vision.random_vector(name, 0), STRENGTH, None, positions)
+    with torch.no_grad(), steered(*arguments, prompt_length=ids.shape[1], image_tokens=image):
+        made = model.generate(
+            **inputs, max_new_tokens=4, do_sample=False, output_logits=True,
+            return_dict_in_generate=True, eos_token_id=None,
+        )  # fmt: skip
+        for kind in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
+            if kind in inputs:  # as `generate` goes on with them
+                more = torch.full((1, 3), int(kind == "attention_mask"))
+                inputs[kind] = torch.cat([inputs[kind], more], 1)
+        inputs["input_ids"] = made.sequences[:, :-1]
+        whole = model(**inputs).logits[:, -4:]
+    torch.testing.assert_close(torch.stack(made.logits, 1), whole, rtol=1e-4, atol=1e-4)
+
+
 def test_what_cannot_be_applied_is_refused(decoder):
     vector = vector_for(decoder, empty_layer=1)
     with pytest.raises(ValueError, match=r"layers \[1\] hold no direction"):
@@ -157,6 +204,8 @@ def test_what_cannot_be_applied_is_refused(decoder):
         ValueError, match="positions: 'last' is not one of all, text, image, prompt, prompt:N"
     ):
         steered(decoder.model, vector, 1.0, positions="last").__enter__()
+    with pytest.raises(ValueError, match=r"image_tokens is torch.int64 of shape \[2, 3\]"):
+        steered(decoder.model, vector, 1.0, image_tokens=IMAGE.long()).__enter__()
     other = ModelFingerprint("OtherForCausalLM", HIDDEN, LAYERS)
     stranger = SteeringVector(vector.directions, vector.reference_norms, other)
     with pytest.raises(ArtifactError, match="OtherForCausalLM"):

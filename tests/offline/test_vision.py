@@ -15,23 +15,25 @@ from captum.attr import IntegratedGradients
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from grains_vllm.vectors import SteeringVector
+from offline import objective
 from offline.attribution import Attributor
 from offline.baselines import baseline_embedding, prompt_baseline
 from offline.batching import Room
-from offline.blocks import record_blocks
+from offline.blocks import record_blocks, stream_of
 from offline.deltas import deltas, masked
 from offline.errors import InputError
 from offline.extract import extract
 from offline.groups import group_maker
 from offline.image_views import image_record
 from offline.model import Decoder, as_decoder, check_leaf, load_decoder
-from offline.objective import contrast, place_of, response_logps, rows_of
+from offline.objective import contrast, may_pack, place_of, response_logps, rows_of
 from offline.options import Baseline, ExtractOptions, Mask, Objective, Read, Tokens
 from offline.pairs import Pair, PairSet
 from offline.pictures import Picture
 from offline.prompt_inputs import prompt_inputs
 from offline.prompts import TokenPair, tokenise
-from offline.scoring import Item
+from offline.scoring import Item, Point
 from offline.transformers_scorer import TransformersScorer
 from offline.vision import process, sources
 from tests.vision import NAMES, build_processor, build_vision, picture, save_vision
@@ -195,7 +197,7 @@ def test_captum_agrees() -> None:
     (ours,) = Attributor(decoder, options, vocabulary, Room()).attribute([pair])
     flags = torch.tensor(pair.image_tokens)
 
-    def objective(embeds: Tensor) -> Tensor:
+    def difference(embeds: Tensor) -> Tensor:
         """F from the language model alone, one row per response."""
         found = []
         for ids in (pair.chosen_ids, pair.rejected_ids):
@@ -210,7 +212,7 @@ def test_captum_agrees() -> None:
 
     b = vocabulary.repeat(len(flags), 1)
     b[flags] = place.embeds[flags].mean(0)
-    theirs = IntegratedGradients(objective, multiply_by_inputs=True).attribute(
+    theirs = IntegratedGradients(difference, multiply_by_inputs=True).attribute(
         place.embeds[None], baselines=b[None], n_steps=points, method="gausslegendre",
         internal_batch_size=points,
     )  # fmt: skip
@@ -270,6 +272,15 @@ def test_gemma_keeps_bidirectional_image_attention() -> None:
     )
     with pytest.raises(InputError, match="token_type_ids"):
         prompt_inputs(other, pair.prompt_ids, pair.image)
+
+
+def test_gemma_is_never_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the numbers look alike: one row would lose its attention both ways."""
+    decoder = decoder_of("gemma3")
+    monkeypatch.setitem(objective._PACKED_TOLERANCE, torch.float32, float("inf"))
+    assert not may_pack(decoder, tokenised(decoder, make_pair(0)))
+    llava = decoder_of("llava")
+    assert may_pack(llava, tokenised(llava, make_pair(0)))
 
 
 def test_deepstack_is_refused() -> None:
@@ -354,7 +365,7 @@ def test_cells_lie_where_the_image_is(name: str) -> None:
     decoder = decoder_of(name)
     size = (24, 24) if name == "llava" else (40, 24)
     plain = Image.new("RGB", size, (200, 200, 200))
-    for corner in ((0, 0), (1, 1)):
+    for corner in ((0, 0), (1, 0), (1, 1)):  # right, bottom
         painted = plain.copy()
         left, top = (0 if not corner[0] else size[0] - 4), (0 if not corner[1] else size[1] - 4)
         ImageDraw.Draw(painted).rectangle((left, top, left + 3, top + 3), fill=(0, 0, 0))
@@ -375,7 +386,7 @@ def test_cells_lie_where_the_image_is(name: str) -> None:
                 assert (row, column) == corner[::-1], view["name"]
             else:
                 last = view["rows"] - 1, view["columns"] - 1
-                assert (row, column) == (last if corner == (1, 1) else (0, 0)), view["name"]
+                assert (row, column) == (corner[1] * last[0], corner[0] * last[1]), view["name"]
 
 
 def test_the_middle_of_a_long_image_is_what_clip_sees() -> None:
@@ -400,6 +411,48 @@ def test_scorer_scores_images_as_the_ordinary_forward() -> None:
         for side, ids in enumerate((pair.chosen_ids, pair.rejected_ids)):
             expected = float(ordinary_logps(decoder, pair, ids).sum())
             assert scores[2 * index + side].logp == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("positions", ["all", "text", "image", "prompt", "generation"])
+def test_scorer_steers_the_tokens_that_positions_name(positions: str) -> None:
+    decoder = decoder_of("gemma3")
+    directions = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    directions /= directions.norm(dim=1, keepdim=True)
+    vector = SteeringVector(directions, torch.full((4,), 10.0), decoder.fingerprint)
+    point = Point("v", (1, 2), 0.7, positions)
+    pairs = [tokenised(decoder, make_pair(0)), tokenised(decoder, make_pair(1))]
+    items = [Item(tuple(pair.prompt_ids), tuple(pair.chosen_ids), pair.image) for pair in pairs]
+    items.append(Item((1, 17, 18, 19), (19, 20)))
+    scorer = TransformersScorer(decoder, {"v": vector}, batch_rows=3)
+    ((_, plain),) = scorer.score(items, [None])
+    ((_, scores),) = scorer.score(items, [point])
+    for pair, score in zip(pairs, scores, strict=False):
+        length = len(pair.prompt_ids) + len(pair.chosen_ids)
+        image = torch.zeros(length, dtype=torch.bool)
+        image[: len(pair.prompt_ids)] = torch.tensor(pair.image_tokens)
+        prompt = torch.arange(length) < len(pair.prompt_ids)
+        hit = {"all": prompt | ~prompt, "text": ~image, "image": image,
+               "prompt": prompt, "generation": ~prompt}[positions]  # fmt: skip
+
+        def shift(layer: int, hit: Tensor = hit) -> Any:
+            def hook(_module: Any, _args: Any, output: Any) -> Any:
+                h = stream_of(output).double()
+                u = h + 0.7 * 10.0 * directions[layer].double()
+                moved = u * h.norm(dim=-1, keepdim=True) / u.norm(dim=-1, keepdim=True)
+                moved = torch.where(hit[:, None], moved, h).to(stream_of(output).dtype)
+                return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+            return hook
+
+        handles = [decoder.blocks[layer].register_forward_hook(shift(layer)) for layer in (1, 2)]
+        try:
+            expected = float(ordinary_logps(decoder, pair, pair.chosen_ids).sum())
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert score.logp == pytest.approx(expected, abs=1e-3)
+    moved = abs(scores[2].logp - plain[2].logp)
+    assert moved == 0 if positions == "image" else moved > 1e-2, "a text has no image tokens"
 
 
 def test_a_model_of_text_refuses_images(tmp_path: Path) -> None:

@@ -1,0 +1,171 @@
+"""A server of an image model: chats with a picture, steered in every way that HTTP has."""
+
+import base64
+import io
+import os
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from grains_vllm.vectors import ModelFingerprint, SteeringVector
+from tests.engine.reference import Term, chosen_logprobs, shifted
+from tests.server.serving import serve
+from tests.vision import picture, save_vision
+
+pytestmark = pytest.mark.engine
+
+# A folder with a LlavaForConditionalGeneration; a random one by default.
+MODEL = os.environ.get("VISION_SERVER_MODEL")
+NORM, STRENGTH = 10.0, 0.5
+QUESTION = "what colour is the circle ?"
+IMAGE = picture(3)
+
+
+class World:
+    """A running server and the same model in transformers."""
+
+    def __init__(self, server, path, directions):
+        self.server, self.client = server, server.client
+        self.model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+        self.processor = AutoProcessor.from_pretrained(path)
+        self.directions = directions
+        self.image_token = self.model.config.image_token_id
+
+    def ids(self, image=True):
+        """The prompt as transformers lays it out."""
+        parts = [{"type": "image"}] if image else []
+        chat = [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}]
+        text = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        images = {"images": [IMAGE]} if image else {}
+        made = self.processor(text=text, add_special_tokens=False, **images)
+        return [int(token) for token in made["input_ids"][0]]
+
+    def expected(self, ids, steered, image=True):
+        """log p of each token after the first; `steered` flags who is shifted."""
+        terms = [
+            Term(STRENGTH * NORM * self.directions.double(), range(len(self.directions)), steered)
+        ]
+        pixels = self.processor.image_processor(IMAGE, return_tensors="pt")["pixel_values"]
+        inputs = {"pixel_values": pixels} if image else {}
+        blocks = self.model.model.language_model.layers
+        with shifted(blocks, terms), torch.no_grad():
+            logits = self.model(input_ids=torch.tensor([ids]), **inputs).logits[0, :-1]
+        return chosen_logprobs(logits, ids)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vision-server")
+    path = Path(MODEL) if MODEL else save_vision(folder, "llava")
+    config = AutoModelForImageTextToText.from_pretrained(path).config
+    fingerprint = ModelFingerprint.of(config)
+    shape = fingerprint.num_layers, fingerprint.hidden_size
+    directions = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    directions /= directions.norm(dim=1, keepdim=True)
+    vector = SteeringVector(directions, torch.full((shape[0],), NORM), fingerprint)
+    vector.save(folder / "faithful.safetensors")
+    catalogue = folder / "steering.yaml"
+    catalogue.write_text(
+        f"vectors:\n  faithful: {{path: faithful.safetensors, strength: {STRENGTH}, "
+        "positions: text}\n"
+    )
+    with serve(path, catalogue) as server:
+        yield World(server, path, directions)
+
+
+def chat(world, model="tiny", image=True, **more):
+    file = io.BytesIO()
+    IMAGE.save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": url}}] if image else []
+    return world.client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}],
+        temperature=0,
+        **{"max_tokens": 4, **more},
+    )
+
+
+def asked(**steering):
+    return {
+        "logprobs": True,
+        "extra_body": {
+            "vllm_xargs": steering,
+            "prompt_logprobs": 0,
+            "return_token_ids": True,
+            "ignore_eos": True,
+        },
+    }
+
+
+def receipt(answer):
+    return (answer.model_extra or {}).get("grains")
+
+
+CASES = [
+    ("tiny", {}, None),
+    ("tiny:faithful", {}, "text"),
+    ("tiny", {"steering": "faithful", "steering_positions": "image"}, "image"),
+    ("tiny:faithful", {"steering_positions": "all"}, "all"),
+]
+
+
+@pytest.mark.parametrize(("model", "steering", "positions"), CASES)
+@pytest.mark.parametrize("image", [True, False])
+def test_served_logprobs_equal_transformers(world, model, steering, positions, image):
+    answer = chat(world, model, image, **asked(**steering))
+    prompt = answer.prompt_token_ids
+    assert prompt == world.ids(image)
+    (choice,) = answer.choices
+    ids = prompt + choice.token_ids
+    held = torch.tensor(ids) == world.image_token
+    assert bool(held.any()) == image
+    where = {None: held & ~held, "all": held | ~held, "text": ~held, "image": held}[positions]
+    found = [next(iter(step.values()))["logprob"] for step in answer.prompt_logprobs[1:]]
+    found += [token.logprob for token in choice.logprobs.content]
+    expected = world.expected(ids, where, image)
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-4)
+    facts = receipt(answer)
+    if positions is None:
+        assert facts is None
+        return
+    fed = len(choice.token_ids) - 1
+    assert facts["vectors"][0]["positions"] == positions
+    assert facts["prompt_tokens"] == int(where[: len(prompt)].sum())
+    assert facts["generated_tokens"] == (0 if positions == "image" else fed)
+
+
+def test_the_reference_can_tell_positions_apart(world):
+    ids = world.ids()
+    held = torch.tensor(ids) == world.image_token
+    results = [world.expected(ids, where) for where in (held & ~held, held, ~held, held | ~held)]
+    for number, one in enumerate(results):
+        for other in results[:number]:
+            assert (one - other).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("model", "steering", "positions"), CASES)
+def test_streams_carry_the_same_receipt(world, model, steering, positions):
+    whole = receipt(chat(world, model, **asked(**steering)))
+    chunks = list(chat(world, model, stream=True, **asked(**steering)))
+    found = [facts for chunk in chunks if (facts := receipt(chunk))]
+    assert (found[-1:] or [None]) == [whole]
+    assert (whole is None) == (positions is None)
+
+
+@pytest.mark.parametrize("places", ["picture", "text+generation", "image:3", "prompt+image"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_other_positions_are_refused(world, places, stream):
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(world, "tiny:faithful", stream=stream, **asked(steering_positions=places))
+    message = str(refused.value)
+    assert "steering_positions" in message and "is not one of all, text, image, prompt" in message
+
+
+def test_the_border_is_of_no_use_to_kinds_of_tokens(world):
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(world, "tiny:faithful", **asked(steering_prompt_tokens=3))
+    assert "of no use with steering_positions 'all', 'text' and 'image'" in str(refused.value)
