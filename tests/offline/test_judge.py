@@ -37,6 +37,7 @@ def test_the_packages_rubrics_say_what_they_compare():
         ("Two false claims.\nRating: 2", 2),
         ("Rating: 1 at first sight.\n\n**Rating: 6**", 6),
         ("Rating: 5, very informative", 5),
+        ("Rating: 3", 3),
         ("Rating: 7", None),
         ("Rating: 3 or 4", None),
         ("Rating: 4/6", None),

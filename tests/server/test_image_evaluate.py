@@ -13,12 +13,13 @@ from grains_vllm.vectors import ModelFingerprint, SteeringVector
 from offline.cli import app
 from tests.offline.image_server import image_server
 from tests.server.serving import serve
-from tests.vision import HIDDEN, LAYERS, build_vision, picture, save_vision
+from tests.vision import HIDDEN, LAYERS, build_vision, image_token_id, picture, save_vision
 
 pytestmark = pytest.mark.engine
 
 STRENGTH, NORM, TOKENS = 0.5, 8.0, 6
 TOLERANCE = 1e-4  # nats per token
+POSITIONS = ("all", "generation", "text", "image")  # and names of vectors
 QUESTIONS = ["what colour is the shape ?", "which shape is on the left ?", "describe the picture ."]
 CHOSEN, REJECTED = "the shape is red .", "there is no shape in the picture"
 
@@ -44,8 +45,10 @@ def world(tmp_path_factory):
     )
     (folder / "steering.yaml").write_text(
         "vectors:\n"
-        f"  all: {{path: v.safetensors, strength: {STRENGTH}}}\n"
-        f"  later: {{path: v.safetensors, strength: {STRENGTH}, positions: generation}}\n"
+        + "".join(
+            f"  {name}: {{path: v.safetensors, strength: {STRENGTH}, positions: {name}}}\n"
+            for name in POSITIONS
+        )
     )
     rows = [
         {"image": {"bytes": png(n), "path": None}, "question": question, "chosen": CHOSEN,
@@ -87,7 +90,7 @@ class Reference:
         border = self.inputs(number)["input_ids"].shape[1]
         inputs = self.inputs(number, answer)
         ids = inputs["input_ids"][0]
-        with torch.no_grad(), self.steered(setting, border):
+        with torch.no_grad(), self.steered(setting, ids[:border]):
             logps = self.model(**inputs).logits[0].log_softmax(-1)
         return sum(float(logps[i - 1, ids[i]]) for i in range(border, len(ids))) / (
             len(ids) - border
@@ -95,26 +98,33 @@ class Reference:
 
     def answer(self, setting, number):
         inputs = self.inputs(number)
-        border = inputs["input_ids"].shape[1]
-        with self.steered(setting, border):
+        prompt = inputs["input_ids"][0]
+        with self.steered(setting, prompt):
             ids = self.model.generate(
                 **inputs, do_sample=False, max_new_tokens=TOKENS, use_cache=False
             )
-        return self.processor.tokenizer.decode(ids[0, border:], skip_special_tokens=True)
+        return self.processor.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
 
-    def steered(self, setting, border):
+    def steered(self, setting, prompt):
+        image = prompt == image_token_id("llava")
         stack = ExitStack()
         for layer, direction in enumerate(directions() if setting != "base" else []):
-            block = self.model.model.language_model.layers[layer]
-            first = border if setting == "later" else 0
 
-            def shift(_module, _inputs, output, direction=direction, first=first):
+            def shift(_module, _inputs, output, direction=direction):
                 h = (output[0] if isinstance(output, tuple) else output).double()
+                new = torch.ones(h.shape[1] - len(prompt), dtype=torch.bool)
+                chosen = {
+                    "all": torch.cat([image | ~image, new]),
+                    "generation": torch.cat([image & ~image, new]),
+                    "text": torch.cat([~image, new]),
+                    "image": torch.cat([image, ~new]),
+                }[setting]
                 u = h + STRENGTH * NORM * direction.double()
                 u = u * (h.norm(dim=-1) / u.norm(dim=-1))[..., None]
-                moved = torch.cat([h[:, :first], u[:, first:]], dim=1).float()
+                moved = torch.where(chosen[:, None], u, h).float()
                 return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
+            block = self.model.model.language_model.layers[layer]
             stack.callback(block.register_forward_hook(shift).remove)
         return stack
 
@@ -133,7 +143,8 @@ def test_pairs_and_answers_about_images_equal_transformers(world, tmp_path):
         result = CliRunner().invoke(
             app,
             ["evaluate", "--url", url, "--model", "tiny", "--tokenizer", str(model),
-             "--steered", "tiny:all", "--steered", "tiny:later", "--max-tokens", str(TOKENS),
+             *(part for name in POSITIONS for part in ("--steered", f"tiny:{name}")),
+             "--max-tokens", str(TOKENS),
              "--task", "spa-vl", "--task-data", f"spa-vl={folder / 'validation.parquet'}",
              "--task", "mmhal", "--task-data", f"mmhal={folder / 'response_template.json'}",
              "--judge-url", judge_url, "--judge-model", "judge", "--out", str(tmp_path / "x.json")],
@@ -142,7 +153,7 @@ def test_pairs_and_answers_about_images_equal_transformers(world, tmp_path):
     document = json.loads((tmp_path / "x.json").read_text())
     found = {(row["task"], row["metric"]): row["values"] for row in document["tasks"]}
     margins = {}
-    for setting in ("base", "all", "later"):
+    for setting in ("base", *POSITIONS):
         expected = [
             reference.mean(setting, n, CHOSEN) - reference.mean(setting, n, REJECTED)
             for n in range(len(QUESTIONS))
@@ -154,4 +165,4 @@ def test_pairs_and_answers_about_images_equal_transformers(world, tmp_path):
         assert found["mmhal", "rating"][setting]["value"] == pytest.approx(sum(ratings) / 3)
         rate = found["mmhal", "hallucination rate"][setting]["value"]
         assert rate == pytest.approx(sum(one < 3 for one in ratings) / 3)
-    assert len({round(margin, 3) for margin in margins.values()}) == 3
+    assert len({round(margin, 3) for margin in margins.values()}) == 1 + len(POSITIONS)
