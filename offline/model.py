@@ -95,10 +95,9 @@ def load_decoder(
         raise InputError(f"model '{model_id}': no such folder")
     name = Path(model_id).resolve().name if Path(model_id).is_dir() else model_id
     try:
-        kind: Any = transformers.AutoModelForCausalLM
+        kind = auto_class(model_id)
         processor = None
-        if takes_images(transformers.AutoConfig.from_pretrained(model_id)):
-            kind = transformers.AutoModelForImageTextToText
+        if kind is transformers.AutoModelForImageTextToText:
             processor = transformers.AutoProcessor.from_pretrained(model_id)
         tokenizer = getattr(processor, "tokenizer", None)
         if tokenizer is None:
@@ -130,6 +129,15 @@ def takes_images(config: Any) -> bool:
 
     sees = getattr(config, "vision_config", None) is not None
     return sees and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def auto_class(model_id: str) -> Any:
+    """The class of transformers that loads a model, chosen by its config."""
+    import transformers
+
+    if takes_images(transformers.AutoConfig.from_pretrained(model_id)):
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 def model_fingerprint(model_id: str) -> ModelFingerprint:

@@ -15,6 +15,8 @@ MEASURES = {
 }
 POSITIONS = {
     "all": "all positions",
+    "text": "text only",
+    "image": "image only",
     "prompt": "prompt only",
     "generation": "generation only",
 }

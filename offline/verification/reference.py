@@ -15,6 +15,7 @@ from grains_vllm.catalogue import VectorEntry
 from grains_vllm.positions import Positions
 from grains_vllm.vectors import SteeringVector
 from offline.blocks import find_blocks, stream_of
+from offline.model import auto_class
 
 Terms = Sequence[tuple[VectorEntry, float, str]]  # strength, positions
 
@@ -31,9 +32,7 @@ class Reference:
         Raises:
             OSError, ValueError: transformers cannot.
         """
-        from transformers import AutoModelForCausalLM
-
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self._model = auto_class(model).from_pretrained(model, dtype=torch.float32).eval()
         path = find_blocks(self._model, type(self._model).__name__)
         self._blocks = list(self._model.get_submodule(path))
         self._vectors: dict[str, SteeringVector] = {}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine import interpreted_triton
-from tests.vision import picture
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -30,6 +29,8 @@ def main(job_path: str, result_path: str) -> None:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
+
+    from tests.vision import picture
 
     if job["engine"].pop("async_scheduling", False):
         schedule_asynchronously()

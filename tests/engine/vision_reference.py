@@ -29,6 +29,7 @@ def token_logprobs(
     """
     ids, model = prompt + generated, _model(name)
     image = torch.tensor(ids) == image_token_id(name)
+    image[len(prompt) :] = False
     terms = terms_of("llama", len(prompt), len(ids), extra_args, image) if extra_args else []
     inputs = _pixels(name, pictures)
     if name.startswith("qwen"):  # M-RoPE goes by it

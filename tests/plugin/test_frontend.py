@@ -1,11 +1,13 @@
-"""Model names that are aliases, and what the canary throws its dice on."""
+"""Model names that are aliases, what the canary throws its dice on, what a prompt holds."""
 
 from types import SimpleNamespace
 
 import pytest
+import torch
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
-from grains_vllm.frontend import _identity, _resolve_alias
+from grains_vllm.frontend import _held, _identity, _resolve_alias
 from grains_vllm.selection import SelectionError
 
 
@@ -65,3 +67,16 @@ def test_refused_aliases(catalogue, model, xargs, message):
 )
 def test_prompts_of_one_request_are_one(request_id, identity):
     assert _identity(request_id) == identity
+
+
+def test_what_a_prompt_holds_besides_text():
+    """Gemma's line breaks lie in an image's place and hold nothing; Qwen's videos are no images."""
+    holds = torch.tensor([False, True, True, False, True])
+    places = [
+        ("image", PlaceholderRange(3, 5, is_embed=holds)),
+        ("video", PlaceholderRange(10, 2)),
+    ]
+    features = [MultiModalFeatureSpec(None, kind, "id", place) for kind, place in places]
+    request = SimpleNamespace(mm_features=features)
+    assert list(_held(request)) == [("image", 4, 6), ("image", 7, 8), ("video", 10, 12)]
+    assert list(_held(SimpleNamespace(mm_features=None))) == []
