@@ -109,7 +109,7 @@ class Switched(BaseModel):
 
 
 _PROMPT, _GENERATION = (rf"{part}(:[1-9][0-9]{{0,8}})?" for part in ("prompt", "generation"))
-_POSITIONS = rf"^(all|{_PROMPT}(\+{_GENERATION})?|{_GENERATION}(\+{_PROMPT})?)$"
+_POSITIONS = rf"^(all|text|image|{_PROMPT}(\+{_GENERATION})?|{_GENERATION}(\+{_PROMPT})?)$"
 
 
 # To JSON, 2.0 is a whole number too.

@@ -57,6 +57,8 @@ def main(job_path: str, result_path: str) -> None:
             logprobs=0,
             prompt_logprobs=request.get("prompt_logprobs"),
             ignore_eos=regex is None,
+            # Reported log-probabilities are those before the bias.
+            logit_bias={token: -100.0 for token in request.get("never", ())} or None,
             structured_outputs=StructuredOutputsParams(regex=regex) if regex else None,
             extra_args=request.get("extra_args"),
         )

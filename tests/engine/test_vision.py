@@ -36,6 +36,8 @@ def results(tmp_path_factory):
 def run_vision(folder, name, grains=True, runner="v1", **engine):
     """One engine process of the image model."""
     catalogue = save_vision_world(folder, name)
+    # Nobody waits for a slot: bits depend on which requests are computed together.
+    catalogue.write_text(catalogue.read_text().replace("slots: 4", "slots: 8"))
     asked = steps(name)
     job = {
         "model": str(folder / name),

@@ -253,8 +253,10 @@ def test_scales(start, scale):
 
 
 @pytest.mark.parametrize(
-    "positions", ["all", "prompt", "generation:3", "prompt:2+generation", "generation:1+prompt:1"]
-)
+    "positions",
+    ["all", "text", "image", "prompt", "generation:3", "prompt:2+generation",
+     "generation:1+prompt:1"],
+)  # fmt: skip
 def test_positions(start, positions):
     answer = put(start(), name="kind", file="kind.safetensors", positions=positions)
     assert answer.status_code == 201
