@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grains_vllm.vectors import SteeringVector
 from offline.batching import Room, out_of_memory
+from offline.chat_text import chat_template
 from offline.contrastive import contrastive_directions, random_directions
 from offline.errors import InputError
 from offline.groups import Group, Record, group_maker
@@ -21,7 +22,7 @@ from offline.options import ExtractOptions, Method, Tokens
 from offline.pairs import PairSet
 from offline.partial import PartialRun, differences, discard, from_bytes, to_bytes
 from offline.passport import manifest, write_passport
-from offline.prompts import TokenPair, chat_template, tokenise
+from offline.prompts import TokenPair, tokenise
 from offline.team import Team
 
 GROUP = 8  # examples that are computed together and kept together

@@ -4,15 +4,13 @@ Template and special tokens (BOS, chat markup, the "Q:" and "A:" around a questi
 are never eligible. What is template is decided by rendering, not by patterns.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from offline.chat_text import Span, render
 from offline.errors import InputError
-from offline.pairs import Messages, Pair
+from offline.pairs import Pair
 from offline.vision import ImagePrompt, image_prompt, sources
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,13 @@ def tokenise(pair: Pair, tokenizer: Any, processor: Any = None) -> TokenPair:
     if pair.picture is not None and processor is None:
         raise InputError(f"{pair.where}: it has an image, but the model takes text alone")
     is_chat = not isinstance(pair.prompt, str)
+    chat = None
     if isinstance(pair.prompt, str):
         text, contents = pair.prompt, [pair.question or (0, len(pair.prompt))]
     else:
         show = pair.picture is not None
-        text, contents = render(pair.prompt, tokenizer, pair.where, processor, show=show)
+        chat = render(pair.prompt, tokenizer, pair.where, processor, show=show)
+        text, contents = chat.text, chat.contents
     # A chat template writes BOS itself; raw text gets the tokenizer's own special tokens.
     ids, offsets = encode(tokenizer, text, special=not is_chat)
     if not ids:
@@ -101,7 +101,8 @@ def tokenise(pair: Pair, tokenizer: Any, processor: Any = None) -> TokenPair:
         )
     responses = {}
     for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        responses[name] = response_ids(tokenizer, text, ids, response, special=not is_chat)
+        said = response if chat is None else chat.lead(response) + response
+        responses[name] = response_ids(tokenizer, text, ids, said, special=not is_chat)
         if not responses[name]:
             raise InputError(f"{pair.where}: '{name}' has no tokens")
     if responses["chosen"] == responses["rejected"]:
@@ -139,108 +140,3 @@ def response_ids(
 
 def _overlap(token: Span, content: Span) -> bool:
     return max(token[0], content[0]) < min(token[1], content[1])
-
-
-def render(
-    messages: Messages, tokenizer: Any, where: str, processor: Any = None, *, show: bool = False
-) -> tuple[str, list[Span]]:
-    """The chat template's text for `messages`, and where each content stands in it.
-
-    Args:
-        processor: of a model that takes images; its chat template comes before the tokenizer's.
-        show: put an image before the text of the first user message.
-    """
-    template = chat_template(tokenizer, processor)
-    if not template:
-        raise InputError(
-            f"{where}: 'prompt' holds chat messages, but the model's tokenizer has no chat template"
-        )
-    in_parts = processor is not None and _takes_parts(tokenizer, template)
-    if show and not in_parts:
-        raise InputError(f"{where}: it has an image, but the model's chat template takes none")
-
-    def apply(contents: Sequence[str]) -> str:
-        turns: list[dict[str, Any]] = [
-            {**message, "content": content}
-            for message, content in zip(messages, contents, strict=True)
-        ]
-        if in_parts:
-            for turn in turns:
-                turn["content"] = [{"type": "text", "text": turn["content"]}]
-        if show:
-            first = next((turn for turn in turns if turn["role"] == "user"), None)
-            if first is None:
-                raise InputError(f"{where}: it has an image, but no message of role 'user'")
-            first["content"].insert(0, {"type": "image"})
-        return _apply(tokenizer, turns, where, template)
-
-    contents = [message["content"] for message in messages]
-    text = apply(contents)
-    sentinels = [f"zq{index}content{index}qz" for index in range(len(messages))]
-    skeleton = apply(sentinels)
-    # Many templates strip contents, so the stripped ones are tried as well.
-    for candidate in (contents, [content.strip() for content in contents]):
-        spans = _splice(skeleton, sentinels, candidate, text)
-        if spans is not None:
-            return text, spans
-    return text, _search(text, contents, where)
-
-
-def chat_template(tokenizer: Any, processor: Any = None) -> str | None:
-    """The model's chat template, if it has one."""
-    own = getattr(processor, "chat_template", None)
-    return own or getattr(tokenizer, "chat_template", None)
-
-
-def _takes_parts(tokenizer: Any, template: Any) -> bool:
-    """Whether a template reads contents that are lists of typed parts, as those with images are."""
-    message = {"role": "user", "content": [{"type": "text", "text": "zqpartqz"}]}
-    try:
-        text = _apply(tokenizer, [message], "", template)
-    except InputError:
-        return False
-    return "zqpartqz" in text and "'text'" not in text
-
-
-def _apply(tokenizer: Any, messages: Sequence[Any], where: str, template: Any) -> str:
-    try:
-        return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # templates raise whatever jinja or their own checks raise
-        roles = [message["role"] for message in messages]
-        raise InputError(
-            f"{where}: the chat template refuses these messages (roles {roles}): {error}"
-        ) from error
-
-
-def _splice(
-    skeleton: str, sentinels: Sequence[str], contents: Sequence[str], expected: str
-) -> list[Span] | None:
-    """Spans of `contents` in `expected`, if putting them for the sentinels gives `expected`."""
-    if any(skeleton.count(sentinel) != 1 for sentinel in sentinels):
-        return None
-    spliced, spans, done = "", [], 0
-    for sentinel, content in zip(sentinels, contents, strict=True):
-        at = skeleton.index(sentinel)
-        if at < done:
-            return None
-        spliced += skeleton[done:at]
-        spans.append((len(spliced), len(spliced) + len(content)))
-        spliced, done = spliced + content, at + len(sentinel)
-    return spans if spliced + skeleton[done:] == expected else None
-
-
-def _search(text: str, contents: Sequence[str], where: str) -> list[Span]:
-    spans: list[Span] = []
-    done = 0
-    for index, content in enumerate(contents):
-        at = text.find(content.strip(), done)
-        if at < 0:
-            raise InputError(
-                f"{where}: the content of message {index} does not appear in the prompt that the "
-                "chat template renders, so template and content cannot be told apart"
-            )
-        done = at + len(content.strip())
-        spans.append((at, done))
-    return spans

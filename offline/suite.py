@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from grains_vllm.vectors import SteeringVector
+from offline.chat_text import render
 from offline.errors import InputError
 from offline.pairs import Pair, PairSet, kind_of, prompt_of, response_of, same_question
 from offline.pictures import picture_of
-from offline.prompts import encode, render, response_ids, tokenise
+from offline.prompts import encode, response_ids, tokenise
 from offline.scoring import Item, Suite
 from offline.sources import read_rows
 from offline.vision import image_prompt
@@ -108,7 +109,7 @@ def _fingerprints(pair: Pair) -> set[str]:
 
 
 def _controls(
-    path: Path, tokenizer: Any, chat: bool, processor: Any, allow_urls: bool
+    path: Path, tokenizer: Any, as_chat: bool, processor: Any, allow_urls: bool
 ) -> Iterator[Item]:
     for where, row in _rows(path, "--controls", (".jsonl",)):
         if not isinstance(row, Mapping):
@@ -118,7 +119,7 @@ def _controls(
                 raise InputError(f"{where}: '{name}' is missing, expected 'prompt', 'completion'")
         prompt = prompt_of(row, where)
         completion = response_of(row, "completion", prompt, where)
-        if chat and isinstance(prompt, str):
+        if as_chat and isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         picture = None
         if row.get("image") is not None:
@@ -126,11 +127,11 @@ def _controls(
             if processor is None:
                 raise InputError(f"{where}: it has an image, but the model takes text alone")
         is_text, show = isinstance(prompt, str), picture is not None
-        text = (
-            prompt
-            if isinstance(prompt, str)
-            else render(prompt, tokenizer, where, processor, show=show)[0]
-        )
+        if isinstance(prompt, str):
+            text = prompt
+        else:
+            chat = render(prompt, tokenizer, where, processor, show=show)
+            text, completion = chat.text, chat.lead(completion) + completion
         ids, _ = encode(tokenizer, text, special=is_text)
         response = response_ids(tokenizer, text, ids, completion, special=is_text)
         for name, found in (("prompt", ids), ("completion", response)):

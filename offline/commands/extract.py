@@ -178,12 +178,12 @@ def extract(
             require_writable(path, force)
 
         from offline import summary
+        from offline.chat_text import chat_template
         from offline.extract import extract as run
         from offline.extract import finish
         from offline.kept_deltas import KeptDeltas
         from offline.model import load_decoder
         from offline.pairs import load_pairs, write_pairs
-        from offline.prompts import chat_template
 
         if plan is None:
             assert data is not None

@@ -13,8 +13,12 @@ from offline.pairs import Pair, digest, image_folder, kind_of, require_two_respo
 from offline.pictures import Picture, picture_of
 from offline.sources import read_rows
 
-MMHAL, SPA_VL = "mmhal", "spa-vl"
-_HUB = {MMHAL: "Shengcao1006/MMHal-Bench", SPA_VL: "sqrti/SPA-VL"}
+MMHAL, SPA_VL, JUDGED_SPA_VL = "mmhal", "spa-vl", "judged:spa-vl"
+_HUB = {
+    MMHAL: "Shengcao1006/MMHal-Bench",
+    SPA_VL: "sqrti/SPA-VL",
+    JUDGED_SPA_VL: "sqrti/SPA-VL",
+}
 _TESTS = ("harm", "help")  # SPA-VL's splits of questions without answers
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 Row = Mapping[str, Any]
@@ -102,7 +106,7 @@ def spa_vl_questions(source: str | None, images: Images) -> Questions:
         splits = [name for name in _TESTS if name in found] or ["test"]
     elif source is not None:
         splits = ["test"]  # files, and folders that hold one split, do not ask
-    return _read(SPA_VL, source, splits, "test", images, prompt)
+    return _read(JUDGED_SPA_VL, source, splits, "test", images, prompt)
 
 
 def _read(

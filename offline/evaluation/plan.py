@@ -21,6 +21,7 @@ from offline.evaluation.evaluate import Task
 from offline.evaluation.harness import HarnessTask
 from offline.evaluation.harness_tasks import GOALS, require_harness
 from offline.evaluation.image_data import (
+    JUDGED_SPA_VL,
     MMHAL,
     SPA_VL,
     Images,
@@ -37,7 +38,7 @@ from offline.pairs import PairSet, load_pairs
 JUDGED, TRUTHFULQA = "judged:", "truthfulqa"
 _ON_PAIRS = ("pairs", "distinct")
 _OWN = (*_ON_PAIRS, "perplexity", "controls")
-_ON_IMAGES = (MMHAL, SPA_VL, f"{JUDGED}{SPA_VL}")
+_ON_IMAGES = (MMHAL, SPA_VL, JUDGED_SPA_VL)
 
 
 @dataclass(frozen=True)

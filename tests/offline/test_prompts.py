@@ -2,6 +2,7 @@
 
 import pytest
 
+from offline.chat_text import render
 from offline.errors import InputError
 from offline.pairs import Pair
 from offline.prompts import tokenise
@@ -111,3 +112,28 @@ def test_nothing_eligible_and_empty_responses_are_refused(tokenizer):
         tokenise(pair("<eos>"), tokenizer)
     with pytest.raises(InputError, match="identical to this tokenizer"):
         tokenise(pair("w3", " unheard", " of"), tokenizer)
+
+
+def test_an_answer_stands_where_the_template_puts_it(tokenizer):
+    """Behind `<assistant>`, some templates write a space before an answer, which is a token."""
+    turn = "{% for m in messages %}[{{ m.role }}]:{% if m.role == 'assistant' %} {% endif %}"
+    turn += "{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]:{% endif %}"
+    chat = [{"role": "user", "content": "w5"}]
+    rendered = {}
+    for name, template in (
+        ("spaced", turn),
+        ("plain", turn.replace(" {% endif %}", "{% endif %}")),
+    ):
+        tokenizer.chat_template = template
+        rendered[name] = render(chat, tokenizer, "x")
+    assert rendered["spaced"].text == "[user]:w5[assistant]:"
+    assert rendered["spaced"].lead("w1 w2") == " "
+    assert rendered["spaced"].lead(" w1") == "", "the data says it itself"
+    assert rendered["plain"].lead("w1 w2") == ""
+    # Thoughts before an answer, or no answers at all: nothing is added.
+    for template in (
+        turn.replace("'assistant' %} ", "'assistant' %} <think> "),
+        "{% if messages[1] %}{{ raise_exception('no') }}{% endif %}x{{ messages[0].content }}",
+    ):
+        tokenizer.chat_template = template
+        assert render(chat, tokenizer, "x").lead("w1") == ""

@@ -1,6 +1,9 @@
 """Servers that the tests of this folder share."""
 
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,10 @@ from transformers import AutoConfig
 
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
 from tests.server.serving import MODEL, Server, serve
+from tests.vision import save_vision
+
+# A folder with a LlavaForConditionalGeneration; a random one by default.
+VISION_MODEL = os.environ.get("VISION_SERVER_MODEL")
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +36,38 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     catalogue.write_text("\n".join(lines) + "\n")
     with serve(MODEL, catalogue, "--enable-prompt-tokens-details") as running:
         yield running
+
+
+@dataclass
+class VisionServer(Server):
+    """A server of the image model in the folder `model`, with one vector under several names.
+
+    `faithful` steers text; `all`, `generation` and `image` are called like their positions.
+    """
+
+    model: Path
+    directions: torch.Tensor
+    norm: float = 10.0
+    strength: float = 0.5
+
+
+@pytest.fixture(scope="session")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VisionServer]:
+    folder = tmp_path_factory.mktemp("vision-server")
+    path = Path(VISION_MODEL) if VISION_MODEL else save_vision(folder, "llava")
+    fingerprint = ModelFingerprint.of(AutoConfig.from_pretrained(path))
+    shape = fingerprint.num_layers, fingerprint.hidden_size
+    directions = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    directions /= directions.norm(dim=1, keepdim=True)
+    norms = torch.full((shape[0],), VisionServer.norm)
+    SteeringVector(directions, norms, fingerprint).save(folder / "v.safetensors")
+    names = {"faithful": "text", "all": "all", "generation": "generation", "image": "image"}
+    lines = ["vectors:"] + [
+        f"  {name}: {{path: v.safetensors, strength: {VisionServer.strength}, "
+        f"positions: {positions}}}"
+        for name, positions in names.items()
+    ]
+    catalogue = folder / "steering.yaml"
+    catalogue.write_text("\n".join(lines) + "\n")
+    with serve(path, catalogue) as running:
+        yield VisionServer(running.url, running.client, running.log, path, directions)

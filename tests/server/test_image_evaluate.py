@@ -7,26 +7,20 @@ from contextlib import ExitStack
 import datasets
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
-from grains_vllm.vectors import ModelFingerprint, SteeringVector
 from offline.cli import app
 from tests.offline.image_server import image_server
-from tests.server.serving import serve
-from tests.vision import HIDDEN, LAYERS, build_vision, image_token_id, picture, save_vision
+from tests.vision import picture
 
 pytestmark = pytest.mark.engine
 
-STRENGTH, NORM, TOKENS = 0.5, 8.0, 6
+TOKENS = 6
 TOLERANCE = 1e-4  # nats per token
-POSITIONS = ("all", "generation", "text", "image")  # and names of vectors
+VECTORS = ("all", "generation", "faithful", "image")  # faithful steers the text
 QUESTIONS = ["what colour is the shape ?", "which shape is on the left ?", "describe the picture ."]
 CHOSEN, REJECTED = "the shape is red .", "there is no shape in the picture"
-
-
-def directions():
-    drawn = torch.randn(LAYERS, HIDDEN, generator=torch.Generator().manual_seed(0))
-    return drawn / drawn.norm(dim=1, keepdim=True)
 
 
 def png(seed):
@@ -35,44 +29,35 @@ def png(seed):
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    model = save_vision(folder, "llava")
-    fingerprint = ModelFingerprint("LlavaForConditionalGeneration", HIDDEN, LAYERS)
-    SteeringVector(directions(), torch.full((LAYERS,), NORM), fingerprint).save(
-        folder / "v.safetensors"
-    )
-    (folder / "steering.yaml").write_text(
-        "vectors:\n"
-        + "".join(
-            f"  {name}: {{path: v.safetensors, strength: {STRENGTH}, positions: {name}}}\n"
-            for name in POSITIONS
-        )
-    )
+@pytest.fixture
+def data(tmp_path):
+    """The questions in the forms of SPA-VL and of MMHal-Bench."""
     rows = [
         {"image": {"bytes": png(n), "path": None}, "question": question, "chosen": CHOSEN,
          "rejected": REJECTED}
         for n, question in enumerate(QUESTIONS)
     ]  # fmt: skip
-    datasets.Dataset.from_list(rows).to_parquet(folder / "validation.parquet")
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "validation.parquet")
     items = []
     for n, question in enumerate(QUESTIONS):
-        (folder / f"{n}.png").write_bytes(png(n))
+        (tmp_path / f"{n}.png").write_bytes(png(n))
         items.append(
             {"question_type": "attribute", "image_id": f"{n}", "image_content": ["Shape"],
              "image_src": f"https://farm.example/{n}.png", "question": question, "gt_answer": "red"}
         )  # fmt: skip
-    (folder / "response_template.json").write_text(json.dumps(items))
-    with serve(model, folder / "steering.yaml") as server:
-        yield folder, model, server.url
+    (tmp_path / "response_template.json").write_text(json.dumps(items))
+    return tmp_path
 
 
 class Reference:
     """The same model in transformers, steered by hooks that spell the shift out in float64."""
 
-    def __init__(self):
-        self.model, self.processor = build_vision("llava")
+    def __init__(self, server):
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            server.model, dtype=torch.float32
+        ).eval()
+        self.processor = AutoProcessor.from_pretrained(server.model)
+        self.added = server.strength * server.norm * server.directions.double()
 
     def inputs(self, number, answer=""):
         parts = [{"type": "image"}, {"type": "text", "text": QUESTIONS[number]}]
@@ -106,20 +91,20 @@ class Reference:
         return self.processor.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
 
     def steered(self, setting, prompt):
-        image = prompt == image_token_id("llava")
+        image = prompt == self.model.config.image_token_id
         stack = ExitStack()
-        for layer, direction in enumerate(directions() if setting != "base" else []):
+        for layer, added in enumerate(self.added if setting != "base" else []):
 
-            def shift(_module, _inputs, output, direction=direction):
+            def shift(_module, _inputs, output, added=added):
                 h = (output[0] if isinstance(output, tuple) else output).double()
                 new = torch.ones(h.shape[1] - len(prompt), dtype=torch.bool)
                 chosen = {
                     "all": torch.cat([image | ~image, new]),
                     "generation": torch.cat([image & ~image, new]),
-                    "text": torch.cat([~image, new]),
+                    "faithful": torch.cat([~image, new]),
                     "image": torch.cat([image, ~new]),
                 }[setting]
-                u = h + STRENGTH * NORM * direction.double()
+                u = h + added
                 u = u * (h.norm(dim=-1) / u.norm(dim=-1))[..., None]
                 moved = torch.where(chosen[:, None], u, h).float()
                 return (moved, *output[1:]) if isinstance(output, tuple) else moved
@@ -129,9 +114,8 @@ class Reference:
         return stack
 
 
-def test_pairs_and_answers_about_images_equal_transformers(world, tmp_path):
-    folder, model, url = world
-    reference = Reference()
+def test_pairs_and_answers_about_images_equal_transformers(vision, data):
+    reference = Reference(vision)
 
     def rating(said):
         return sum(map(ord, said)) % 7
@@ -142,18 +126,18 @@ def test_pairs_and_answers_about_images_equal_transformers(world, tmp_path):
     with image_server(judge=judge) as (judge_url, _):
         result = CliRunner().invoke(
             app,
-            ["evaluate", "--url", url, "--model", "tiny", "--tokenizer", str(model),
-             *(part for name in POSITIONS for part in ("--steered", f"tiny:{name}")),
+            ["evaluate", "--url", vision.url, "--model", "tiny",
+             *(part for name in VECTORS for part in ("--steered", f"tiny:{name}")),
              "--max-tokens", str(TOKENS),
-             "--task", "spa-vl", "--task-data", f"spa-vl={folder / 'validation.parquet'}",
-             "--task", "mmhal", "--task-data", f"mmhal={folder / 'response_template.json'}",
-             "--judge-url", judge_url, "--judge-model", "judge", "--out", str(tmp_path / "x.json")],
+             "--task", "spa-vl", "--task-data", f"spa-vl={data / 'validation.parquet'}",
+             "--task", "mmhal", "--task-data", f"mmhal={data / 'response_template.json'}",
+             "--judge-url", judge_url, "--judge-model", "judge", "--out", str(data / "x.json")],
         )  # fmt: skip
     assert result.exit_code == 0, result.output
-    document = json.loads((tmp_path / "x.json").read_text())
+    document = json.loads((data / "x.json").read_text())
     found = {(row["task"], row["metric"]): row["values"] for row in document["tasks"]}
     margins = {}
-    for setting in ("base", *POSITIONS):
+    for setting in ("base", *VECTORS):
         expected = [
             reference.mean(setting, n, CHOSEN) - reference.mean(setting, n, REJECTED)
             for n in range(len(QUESTIONS))
@@ -165,4 +149,4 @@ def test_pairs_and_answers_about_images_equal_transformers(world, tmp_path):
         assert found["mmhal", "rating"][setting]["value"] == pytest.approx(sum(ratings) / 3)
         rate = found["mmhal", "hallucination rate"][setting]["value"]
         assert rate == pytest.approx(sum(one < 3 for one in ratings) / 3)
-    assert len({round(margin, 3) for margin in margins.values()}) == 1 + len(POSITIONS)
+    assert len({round(margin, 3) for margin in margins.values()}) == 1 + len(VECTORS)

@@ -2,24 +2,17 @@
 
 import base64
 import io
-import os
-from pathlib import Path
 
 import openai
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from grains_vllm.vectors import ModelFingerprint, SteeringVector
 from tests.engine.reference import Term, chosen_logprobs, shifted
-from tests.server.serving import serve
-from tests.vision import picture, save_vision
+from tests.vision import picture
 
 pytestmark = pytest.mark.engine
 
-# A folder with a LlavaForConditionalGeneration; a random one by default.
-MODEL = os.environ.get("VISION_SERVER_MODEL")
-NORM, STRENGTH = 10.0, 0.5
 QUESTION = "what colour is the circle ?"
 IMAGE = picture(3)
 
@@ -27,11 +20,11 @@ IMAGE = picture(3)
 class World:
     """A running server and the same model in transformers."""
 
-    def __init__(self, server, path, directions):
-        self.server, self.client = server, server.client
+    def __init__(self, server):
+        self.client, path = server.client, server.model
         self.model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(path)
-        self.directions = directions
+        self.shift = server.strength * server.norm * server.directions.double()
         self.image_token = self.model.config.image_token_id
 
     def ids(self, image=True):
@@ -45,9 +38,7 @@ class World:
 
     def expected(self, ids, steered, image=True):
         """log p of each token after the first; `steered` flags who is shifted."""
-        terms = [
-            Term(STRENGTH * NORM * self.directions.double(), range(len(self.directions)), steered)
-        ]
+        terms = [Term(self.shift, range(len(self.shift)), steered)]
         pixels = self.processor.image_processor(IMAGE, return_tensors="pt")["pixel_values"]
         inputs = {"pixel_values": pixels} if image else {}
         blocks = self.model.model.language_model.layers
@@ -57,23 +48,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vision-server")
-    path = Path(MODEL) if MODEL else save_vision(folder, "llava")
-    config = AutoModelForImageTextToText.from_pretrained(path).config
-    fingerprint = ModelFingerprint.of(config)
-    shape = fingerprint.num_layers, fingerprint.hidden_size
-    directions = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    directions /= directions.norm(dim=1, keepdim=True)
-    vector = SteeringVector(directions, torch.full((shape[0],), NORM), fingerprint)
-    vector.save(folder / "faithful.safetensors")
-    catalogue = folder / "steering.yaml"
-    catalogue.write_text(
-        f"vectors:\n  faithful: {{path: faithful.safetensors, strength: {STRENGTH}, "
-        "positions: text}\n"
-    )
-    with serve(path, catalogue) as server:
-        yield World(server, path, directions)
+def world(vision):
+    return World(vision)
 
 
 def chat(world, model="tiny", image=True, **more):
