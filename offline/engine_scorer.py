@@ -62,6 +62,7 @@ class EngineScorer:
         with tempfile.TemporaryDirectory(prefix="grains-sweep-") as folder:
             arguments = {
                 "skip_tokenizer_init": True,
+                "language_model_only": True,
                 "enforce_eager": True,
                 "max_model_len": self.longest + 1,
                 "block_size": _BLOCK,

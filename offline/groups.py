@@ -59,7 +59,9 @@ def _grains_group(
     positive, negative = [torch.empty(0, layers, hidden)], [torch.empty(0, layers, hidden)]
     norms, records = [], []
     for pair, attribution in zip(pairs, scored, strict=True):
-        eligible = options.tokens.allow(pair.eligible, pair.image_tokens)
+        eligible = pair.eligible
+        if pair.image is not None:
+            eligible = options.tokens.allow(eligible, pair.image_tokens)
         plus, minus = select(attribution.scores, eligible, options.most(pair.image is not None))
         used = bool(plus and (minus or options.mode is Mode.positive))
         if plus:

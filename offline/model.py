@@ -184,6 +184,8 @@ def check_leaf(decoder: Decoder, ids: list[int], image: ImagePrompt | None = Non
             plain, leaf = (
                 _text_logits(decoder, ids) if image is None else _image_logits(decoder, image)
             )
+    except InputError:
+        raise
     except (ValueError, TypeError, NotImplementedError) as error:
         raise InputError(f"model '{decoder.name}' does not take inputs_embeds: {error}") from error
     if not torch.isfinite(plain).all():

@@ -167,23 +167,39 @@ class _Reader:
             prompt = [{"role": "user", "content": prompt}]
         pair = Pair(
             _id(row, where, number), where, prompt, chosen, rejected,
-            picture=self._picture(row, where),
+            picture=row_picture(row, where, self.folder, self.allow_urls),
         )  # fmt: skip
         return require_two_responses(pair, "chosen", "rejected")
 
-    def _picture(self, row: Mapping[str, Any], where: str) -> Picture | None:
-        value = row.get("image")
-        if value is None and row.get("images") is not None:
-            images = row["images"]
-            if not isinstance(images, list) or len(images) != 1:
-                found = f"{len(images)} images" if isinstance(images, list) else kind_of(images)
-                raise InputError(f"{where}: 'images' holds {found}, expected a list of one image")
-            value = images[0]
-        if value is None:
-            if any(_has_image(row.get(name)) for name in ("prompt", "chosen", "rejected")):
-                raise InputError(f"{where}: its messages show an image, but 'image' is missing")
-            return None
-        return picture_of(value, where, self.folder, allow_urls=self.allow_urls)
+
+def row_picture(
+    row: Mapping[str, Any],
+    where: str,
+    folder: Path,
+    allow_urls: bool,
+    spoken: Iterable[str] = ("prompt", "chosen", "rejected"),
+) -> Picture | None:
+    """A row's one image, if it has one.
+
+    Args:
+        spoken: the fields that may hold messages.
+
+    Raises:
+        InputError: more than one, messages that show one that is not there, or see `picture_of`.
+    """
+    value, images = row.get("image"), row.get("images")
+    if value is not None and images is not None:
+        raise InputError(f"{where}: it has both 'image' and 'images', expected one of them")
+    if images is not None:
+        if not isinstance(images, list) or len(images) != 1:
+            found = f"{len(images)} images" if isinstance(images, list) else kind_of(images)
+            raise InputError(f"{where}: 'images' holds {found}, expected a list of one image")
+        value = images[0]
+    if value is None:
+        if any(_has_image(row.get(name)) for name in spoken):
+            raise InputError(f"{where}: its messages show an image, but 'image' is missing")
+        return None
+    return picture_of(value, where, folder, allow_urls=allow_urls)
 
 
 def _truthfulqa(row: Mapping[str, Any], where: str, number: int, chat: bool) -> Pair:
@@ -241,7 +257,8 @@ def prompt_of(row: Mapping[str, Any], where: str) -> str | Messages:
     """A row's prompt: its own, a question about an image, or what its two conversations start
     with."""
     prompt = row.get("prompt")
-    if prompt is None and isinstance(row.get("question"), str) and "image" in row:
+    shows = row.get("image") is not None or row.get("images") is not None
+    if prompt is None and shows and isinstance(row.get("question"), str):
         prompt = row["question"]
     if isinstance(prompt, str):
         return prompt
@@ -309,6 +326,11 @@ def _text_of(parts: list[Any], place: str, may_show: bool, where: str) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
+        elif kind == "image" and any(part[key] is not None for key in part if key != "type"):
+            raise InputError(
+                f"{where}: '{place}[{index}]' names an image of its own; the row's 'image' is the "
+                'place for it, beside {"type": "image"} alone'
+            )
         elif kind != "image":
             raise InputError(
                 f"{where}: '{place}[{index}]' is {kind_of(part)}, expected a part of type 'text' "

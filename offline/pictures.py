@@ -57,7 +57,8 @@ class Picture:
     @cached_property
     def kind(self) -> str:
         """Its format as PIL names it, such as PNG."""
-        return str(_open(self.payload, self.name).format)
+        kind = str(_open(self.payload, self.name).format)
+        return "JPEG" if kind == "MPO" else kind  # a JPEG with more images behind it
 
     @property
     def ending(self) -> str:
@@ -89,7 +90,7 @@ def picture_of(value: Any, where: str, folder: Path, *, allow_urls: bool = False
     if isinstance(value, Mapping):
         value = value.get("path")
     if not isinstance(value, str) or not value.strip():
-        found = "missing" if value is None else f"{type(value).__name__}"
+        found = "empty" if isinstance(value, str) else type(value).__name__
         raise InputError(f"{where}: 'image' is {found}, expected the path of an image file")
     if value.startswith(("http://", "https://")):
         if not allow_urls:
@@ -101,8 +102,14 @@ def picture_of(value: Any, where: str, folder: Path, *, allow_urls: bool = False
     if "://" in value or value.startswith("data:"):
         raise InputError(f"{where}: 'image' is '{value[:60]}', expected a path or an http(s) URL")
     path = folder / value
-    if not path.is_file():
-        raise InputError(f"{where}: 'image' is '{value}': no such file beside {folder.name or '.'}")
+    try:
+        there = path.is_file()
+    except OSError:  # a name that no file can have
+        there = False
+    if not there:
+        raise InputError(
+            f"{where}: 'image' is '{value[:80]}': no such file beside {folder.name or '.'}"
+        )
     return _checked(value, path, where)
 
 
@@ -147,6 +154,6 @@ def _download(url: str, where: str) -> bytes:
                 payload += chunk
                 if len(payload) > _URL_LIMIT:
                     raise InputError(f"{where}: the image at {url[:80]} is over {_URL_LIMIT} bytes")
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise InputError(f"{where}: the image at {url[:80]} cannot be read ({error})") from error
     return bytes(payload)

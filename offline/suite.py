@@ -13,8 +13,7 @@ from typing import Any
 from grains_vllm.vectors import SteeringVector
 from offline.chat_text import render
 from offline.errors import InputError
-from offline.pairs import Pair, PairSet, kind_of, prompt_of, response_of, same_question
-from offline.pictures import picture_of
+from offline.pairs import Pair, PairSet, kind_of, prompt_of, response_of, row_picture, same_question
 from offline.prompts import encode, response_ids, tokenise
 from offline.scoring import Item, Suite
 from offline.sources import read_rows
@@ -121,11 +120,11 @@ def _controls(
         completion = response_of(row, "completion", prompt, where)
         if as_chat and isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        picture = None
-        if row.get("image") is not None:
-            picture = picture_of(row["image"], where, path.parent, allow_urls=allow_urls)
-            if processor is None:
-                raise InputError(f"{where}: it has an image, but the model takes text alone")
+        picture = row_picture(row, where, path.parent, allow_urls, ("prompt", "completion"))
+        if picture is not None and processor is None:
+            raise InputError(
+                f"{where}: it has an image, but the model (or --backend vllm) takes text alone"
+            )
         is_text, show = isinstance(prompt, str), picture is not None
         if isinstance(prompt, str):
             text = prompt

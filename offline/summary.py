@@ -78,11 +78,13 @@ def _examples(passport: Any) -> str | None:
 
 
 def _words(options: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value}"
-        for key, value in options.items()
-        if value is not None and not isinstance(value, Mapping)
-    )
+    return ", ".join(f"{key} {_word(value)}" for key, value in options.items() if value is not None)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, Mapping):  # one for each kind of prompt
+        return "/".join(f"{part} ({kind})" for kind, part in value.items())
+    return str(value)
 
 
 def _completeness(gaps: Mapping[str, Any]) -> Table:

@@ -51,9 +51,17 @@ def image_prompt(
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except Exception as error:  # processors raise whatever their parts raise
+        count = text.count(placeholder(processor))
+        if count > 1:
+            raise InputError(
+                f"{where}: the prompt has {count} times {placeholder(processor)!r}, the place of "
+                "an image, for one image"
+            ) from error
+        hint = ""
+        if not count:
+            hint = f"; raw text needs {placeholder(processor)!r} where the image belongs"
         raise InputError(
-            f"{where}: {type(processor).__name__} refuses prompt and image ({error}); raw text "
-            f"needs {placeholder(processor)!r} where the image belongs, chats get it by themselves"
+            f"{where}: {type(processor).__name__} refuses prompt and image ({error}){hint}"
         ) from error
     ids = inputs["input_ids"][0].tolist()
     image = image_token_id(processor)

@@ -107,7 +107,7 @@ def _example(record: Record, kind: Spelling, tolerance: float | None) -> Example
         points=record["points"],
         total=sum(scores),
         reason=_reason(record),
-        image=image_of(record, scale),
+        image=image_of(record),
     )
 
 

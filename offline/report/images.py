@@ -47,6 +47,8 @@ class Image:
 
     Attributes:
         shown: its width on the page in CSS pixels.
+        scale: the score of its darkest shade, the largest of its tokens: one of many image tokens
+            usually counts for less than a word.
         summary: how many tokens, their sum, and how many of them are chosen.
         remarks: what else there is to know of its tokens.
     """
@@ -57,17 +59,19 @@ class Image:
     width: int
     height: int
     shown: int
+    scale: float
     views: list[View]
     summary: str
     remarks: list[str]
 
 
-def image_of(record: Record, scale: float) -> Image | None:
-    """The image of a record, if it has one; `scale` is the score of the darkest shade."""
+def image_of(record: Record) -> Image | None:
+    """The image of a record, if it has one."""
     image = record.get("image")
     if image is None:
         return None
     mine = [position for position, flag in enumerate(image_tokens(record)) if flag]
+    scale = max((abs(record["scores"][position]) for position in mine), default=0.0)
     views = [_view(view, image, record, scale) for view in image["views"]]
     cells = sum(position is not None for view in image["views"] for position in view["positions"])
     loose = len(mine) - cells
@@ -84,6 +88,7 @@ def image_of(record: Record, scale: float) -> Image | None:
         width=width,
         height=height,
         shown=max(1, round(min(_WIDEST, _TALLEST * width / height))),
+        scale=scale,
         views=views,
         summary=f"image: {_counted(mine, record)}",
         remarks=remarks,

@@ -34,6 +34,7 @@ class EngineTarget:
         LLM = import_llm("--model")
         arguments = {
             "skip_tokenizer_init": True,
+            "language_model_only": True,
             "enforce_eager": True,
             "max_model_len": min(_LONGEST, _trained_length(model)),
             "additional_config": {"grains": {"config": str(config)}},

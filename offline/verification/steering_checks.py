@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from grains_vllm.positions import IMAGE
 from offline.verification.bench import FLOOR, Bench
 from offline.verification.outcome import FAILED, PASSED, UNKNOWN, Outcome, judged
 from offline.verification.probes import NONE, Reading
 
 ASSUMED_STRENGTH = 0.2  # where no receipt says the vector's own
+NO_IMAGE = "it steers image tokens only, of which a prompt of text has none"
 _FRACTIONS = (1.0, 0.1, 0.01, 0.001)
 _OPPOSITE, _ALIKE = -0.8, 0.5  # cosines; rounding in half precision lies around 0
 
@@ -20,15 +22,24 @@ def strength_of(reading: Reading, vector: str) -> float:
     return ASSUMED_STRENGTH
 
 
+def steers_nothing(reading: Reading, vector: str) -> bool:
+    """Whether the receipt says that a vector has positions of which a prompt of text has none."""
+    terms = (reading.receipt or {}).get("vectors", ())
+    return any(term.get("name") == vector and term.get("positions") == IMAGE for term in terms)
+
+
 def check_vector(bench: Bench, vector: str) -> Iterator[Outcome]:
     """Yields an outcome per check."""
     named = bench.read({"steering": vector})
+    fired, check = named, "steering fires"
     if bench.target.has_aliases:
-        aliased = bench.read({}, alias=vector)
-        yield judged("steering fires (alias)", vector, *bench.differs(aliased, bench.plain))
-        yield judged("alias equals request fields", vector, *bench.same(aliased, named))
+        fired, check = bench.read({}, alias=vector), "steering fires (alias)"
+    if steers_nothing(named, vector):
+        yield Outcome(check, vector, UNKNOWN, NO_IMAGE)
     else:
-        yield judged("steering fires", vector, *bench.differs(named, bench.plain))
+        yield judged(check, vector, *bench.differs(fired, bench.plain))
+    if bench.target.has_aliases:
+        yield judged("alias equals request fields", vector, *bench.same(fired, named))
     zero = bench.read({"steering": vector, "steering_strength": 0})
     yield judged("strength 0 equals plain", vector, *bench.same(zero, bench.plain))
     yield from _signs(bench, vector, strength_of(named, vector))
@@ -98,7 +109,7 @@ def _first(reading: Reading) -> Reading:
 def check_two(bench: Bench, vectors: tuple[str, str]) -> Iterator[Outcome]:
     """Two vectors in one request: neither of the two alone, and in either order the same."""
     both, turned, first, second = (
-        bench.read({"steering": names})
+        bench.read({"steering": names, "steering_positions": "all"})
         for names in (",".join(vectors), ",".join(reversed(vectors)), *vectors)
     )
     name = "+".join(vectors)

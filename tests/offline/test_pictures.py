@@ -98,6 +98,14 @@ def test_messages_in_parts(tmp_path: Path) -> None:
             r"content\[0\]' is dict .*expected a part of type 'text' or 'image'",
         ),
         ({"images": ["a.png", "a.png"]}, "'images' holds 2 images"),
+        ({"images": ["a.png"], "image": "a.png"}, "both 'image' and 'images'"),
+        (
+            {
+                "image": "a.png",
+                "prompt": [{"role": "user", "content": [{"type": "image", "path": "b.png"}]}],
+            },
+            r"content\[0\]' names an image of its own",
+        ),
     ):
         with pytest.raises(InputError, match=f"pairs.jsonl, line 1: .*{reason}"):
             pairs_of(tmp_path, wrong)
@@ -143,6 +151,15 @@ def test_pixels_are_those_that_vllm_sees(tmp_path: Path) -> None:
     for path in sorted(tmp_path.iterdir()):
         theirs = ImageMediaIO().load_bytes(path.read_bytes()).media
         assert picture_of(path.name, "x", tmp_path).image.tobytes() == theirs.tobytes()
+
+
+def test_a_jpeg_with_more_pictures_is_a_jpeg(tmp_path: Path) -> None:
+    one, other = (Image.new("RGB", (6, 4), colour) for colour in ("red", "blue"))
+    one.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[other])
+    picture = picture_of("a.jpg", "x", tmp_path)
+    assert picture.ending == "jpg" and picture.data_url.startswith("data:image/jpeg;base64,")
+    with pytest.raises(InputError, match="no such file"):
+        picture_of("A" * 5000, "x", tmp_path)
 
 
 def test_written_pairs_are_read_back(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_cells_that_cannot_be_chosen_keep_eight_shades(tmp_path):
     item |= {"eligible": [False, True, *[False] * 5, True, True, False], "positive": [7]}
     found = page(write(tmp_path, [item | {"negative": [8]}]))
     assert shaded(found)[0] == {
-        (0, 0): "m8", (0, 1): "l4", (0, 2): "m4", (1, 0): "m4", (1, 1): "l8",
+        (0, 0): "m8", (0, 1): "l2", (0, 2): "m2", (1, 0): "m2", (1, 1): "l8",
     }  # fmt: skip
     assert "image tokens cannot be chosen here" in found.text()
     assert 'data-cells="0.8! -0.2! 0.2! 0.2! -0.8! -"' in found.html

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,8 +35,9 @@ from offline.pictures import Picture
 from offline.prompt_inputs import prompt_inputs
 from offline.prompts import TokenPair, tokenise
 from offline.scoring import Item, Point
+from offline.suite import load_suite
 from offline.transformers_scorer import TransformersScorer
-from offline.vision import process, sources
+from offline.vision import placeholder, process, sources
 from tests.vision import NAMES, build_processor, build_vision, picture, save_vision
 
 QUESTION = "is there a red circle in the picture ?"
@@ -453,6 +455,37 @@ def test_scorer_steers_the_tokens_that_positions_name(positions: str) -> None:
         assert score.logp == pytest.approx(expected, abs=1e-3)
     moved = abs(scores[2].logp - plain[2].logp)
     assert moved == 0 if positions == "image" else moved > 1e-3, "a text has no image tokens"
+
+
+def test_controls_have_images_as_pairs_do(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    chat = [{"role": "user", "content": "what colour ?"}]
+    shown = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
+    decoder = decoder_of("llava")
+
+    def controls(row: dict[str, Any]) -> list[Item]:
+        path = tmp_path / "controls.jsonl"
+        path.write_text(json.dumps({"prompt": chat, "completion": "red"} | row))
+        return list(
+            load_suite(
+                PairSet("", "", 0, []), decoder.tokenizer, decoder.text_config, path,
+                processor=decoder.processor,
+            ).suite.controls
+        )  # fmt: skip
+
+    for row in ({"image": "a.png"}, {"images": ["a.png"]}, {"image": "a.png", "prompt": shown}):
+        (item,) = controls(row)
+        assert item.image is not None and sum(item.image.image_tokens) == 36
+    for row in ({"images": ["a.png", "a.png"]}, {"prompt": shown}):
+        with pytest.raises(InputError, match=r"controls.jsonl, line 1: .*image"):
+            controls(row)
+
+
+def test_a_placeholder_in_the_text_is_refused(decoder: Decoder) -> None:
+    word = placeholder(decoder.processor)
+    pair = make_pair(0, question=f"what is {word} ?")
+    with pytest.raises(InputError, match=rf"row 0: the prompt has 2 times '{re.escape(word)}'"):
+        tokenised(decoder, pair)
 
 
 def test_a_model_of_text_refuses_images(tmp_path: Path) -> None:
