@@ -1,6 +1,5 @@
 """Servers that the tests of this folder share."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from benchmarks import hallucination
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
 from tests.server.serving import MODEL, Server, serve
-from tests.vision import save_vision
 
-# A folder with a LlavaForConditionalGeneration; a random one by default.
-VISION_MODEL = os.environ.get("VISION_SERVER_MODEL")
+# A LLaVA that this repository has trained.
+VISION_MODEL = Path(hallucination.__file__).parent / "model"
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +53,7 @@ class VisionServer(Server):
 @pytest.fixture(scope="session")
 def vision(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VisionServer]:
     folder = tmp_path_factory.mktemp("vision-server")
-    path = Path(VISION_MODEL) if VISION_MODEL else save_vision(folder, "llava")
+    path = VISION_MODEL
     fingerprint = ModelFingerprint.of(AutoConfig.from_pretrained(path))
     shape = fingerprint.num_layers, fingerprint.hidden_size
     directions = torch.randn(*shape, generator=torch.Generator().manual_seed(0))

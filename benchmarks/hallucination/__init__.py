@@ -1,0 +1,1 @@
+"""Object hallucination in a tiny world: images, questions about them, and a leaning to say yes."""
