@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from benchmarks.hallucination.drawing import DEVIATION, MEAN, PATCH, SIZE
 from benchmarks.sycophancy.vocabulary import FILLERS
+from benchmarks.word_level import BOS, EOS, PAD, UNK, word_tokenizer
 
-UNK, BOS, EOS, PAD, IMAGE = "<unk>", "<bos>", "<eos>", "<pad>", "<image>"
+IMAGE = "<image>"
 SHAPES = tuple("circle square triangle cross diamond ring bar post frame slash".split())
 CAREFUL_CUES = tuple(
     """careful honest precise exact strict sober attentive truthful rigorous factual cautious
@@ -49,27 +49,8 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word or punctuation mark. Plain text gets <bos> from the post-processor; a
-    rendered chat has it from the template and must be tokenized with add_special_tokens=False."""
-    ids = {word: index for index, word in enumerate(WORDS)}
-    words = Tokenizer(models.WordLevel(ids, unk_token=UNK))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, ids[BOS])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        unk_token=UNK,
-        mask_token=UNK,  # trained as one: see UNK_RATE in train.py
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        extra_special_tokens={"image_token": IMAGE},
-        padding_side="left",
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
+    """See benchmarks.word_level."""
+    return word_tokenizer(WORDS, CHAT_TEMPLATE, extra_special_tokens={"image_token": IMAGE})
 
 
 def build_processor() -> LlavaProcessor:

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-UNK, BOS, EOS, PAD = "<unk>", "<bos>", "<eos>", "<pad>"
+from benchmarks.word_level import BOS, EOS, PAD, UNK, word_tokenizer
 
 # Pairs of different splits are about different items (see world.py).
 ITEMS = tuple(
@@ -101,24 +100,5 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word or punctuation mark. Plain text gets <bos> from the post-processor; a
-    rendered chat has it from the template and must be tokenized with add_special_tokens=False.
-    Training shows <unk> in place of words, so it is the mask token too."""
-    ids = {word: index for index, word in enumerate(WORDS)}
-    words = Tokenizer(models.WordLevel(ids, unk_token=UNK))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, ids[BOS])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        unk_token=UNK,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        mask_token=UNK,
-        padding_side="left",
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
+    """See benchmarks.word_level."""
+    return word_tokenizer(WORDS, CHAT_TEMPLATE, split_marks=False)
