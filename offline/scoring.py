@@ -26,6 +26,11 @@ class Item:
     response_ids: tuple[int, ...]
     image: ImagePrompt | None = None
 
+    @property
+    def image_tokens(self) -> tuple[bool, ...]:
+        """A flag per prompt token; True where an image feature stands."""
+        return self.image.image_tokens if self.image else (False,) * len(self.prompt_ids)
+
 
 @dataclass(frozen=True)
 class ItemScore:

@@ -179,8 +179,9 @@ def _facts(path: Path | None, items: Sequence[Item]) -> dict[str, Any] | None:
 
 
 def _require_fit(item: Item, config: Any, where: str) -> None:
-    flags = item.image.image_tokens if item.image else (False,) * len(item.prompt_ids)
-    words = [token for token, image in zip(item.prompt_ids, flags, strict=True) if not image]
+    words = [
+        token for token, image in zip(item.prompt_ids, item.image_tokens, strict=True) if not image
+    ]
     ids = item.prompt_ids + item.response_ids
     largest = max((*words, *item.response_ids))
     if largest >= config.vocab_size:

@@ -83,10 +83,7 @@ class TransformersScorer:
     def _steered(
         self, point: Point, items: Sequence[Item], prompts: torch.Tensor
     ) -> AbstractContextManager[None]:
-        flags = [
-            torch.tensor(item.image.image_tokens if item.image else [False] * len(item.prompt_ids))
-            for item in items
-        ]
+        flags = [torch.tensor(item.image_tokens) for item in items]
         return steered(
             self.decoder.model, self.vectors[point.vector], point.strength, point.layers,
             point.positions, prompt_length=prompts,
