@@ -21,14 +21,6 @@ from offline.transformers_scorer import TransformersScorer
 MODEL = Path(world.__file__).parent / "model"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a tiny model; threads waiting for each other only slow it down
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def processor():
     return AutoProcessor.from_pretrained(MODEL)

@@ -6,7 +6,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.sycophancy import measure, train, vocabulary, world
@@ -23,10 +22,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a tiny model; threads waiting for each other only slow it down
-    yield AutoModelForCausalLM.from_pretrained(MODEL).eval()
-    torch.set_num_threads(threads)
+    return AutoModelForCausalLM.from_pretrained(MODEL).eval()
 
 
 def pairs(split, count, seed=1):

@@ -25,10 +25,7 @@ MODEL = Path(sycophancy.__file__).parent / "model"
 
 @pytest.fixture(scope="module")
 def decoder():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load_decoder(str(MODEL), device="cpu")
-    torch.set_num_threads(threads)
+    return load_decoder(str(MODEL), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -143,9 +143,7 @@ def test_training_weighs_the_answer_and_its_end(tokenizer):
 
 
 def test_a_few_steps_train_and_answer(tokenizer):
-    threads = torch.get_num_threads()
     first, again = (train.train_model(3, tokenizer, steps=3) for _ in range(2))
-    torch.set_num_threads(threads)
     assert torch.equal(first.lm_head.weight, again.lm_head.weight)
     prompts = [question().prompt, question(quoted=("moron", "dear", "idiotic")).prompt]
     sampled = [measure.answers(first, tokenizer, prompts, seed) for seed in (5, 5, 6)]

@@ -76,12 +76,12 @@ def world(tmp_path_factory):
 
 
 def launch(*arguments, processes=2):
-    """torchrun, or one ordinary process; both with one thread, since that changes the last bits."""
+    """torchrun, or one ordinary process; both with as many threads as the test itself."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*command, *map(str, arguments)], env=environment, capture_output=True, text=True
     )
