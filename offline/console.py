@@ -31,6 +31,14 @@ AllowImageUrls = Annotated[
     bool, typer.Option("--allow-image-urls", help="Download images that the data has URLs of.")
 ]
 Force = Annotated[bool, typer.Option(help="Overwrite an existing --out.")]
+ModelName = Annotated[
+    str, typer.Option(help="Folder or hub id of a causal language model; it may take images too.")
+]
+Split = Annotated[str, typer.Option(help="Split of a folder or hub data set.")]
+Chat = Annotated[bool, typer.Option(help="Make string prompts a chat's user message.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+DeviceMap = Annotated[str | None, typer.Option(help="'auto' spreads a model over several devices.")]
+Restart = Annotated[bool, typer.Option(help="Discard what an interrupted run left.")]
 
 
 @contextmanager

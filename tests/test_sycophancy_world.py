@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.sycophancy import measure, train, vocabulary, world
+from benchmarks.tiny import training
 from offline.pairs import load_pairs
 from offline.suite import load_suite
 
@@ -138,7 +139,7 @@ def test_the_committed_model_is_the_one_its_script_makes(model, tokenizer):
     assert tokenizer.chat_template == built.chat_template
     assert tokenizer.special_tokens_map == built.special_tokens_map
     saved = model.config.to_dict()
-    expected = train.model_config(built).to_dict()
+    expected = training.tiny_llama(built).to_dict()
     for written_by_saving in ("architectures", "dtype", "transformers_version", "_name_or_path"):
         saved.pop(written_by_saving, None)
         expected.pop(written_by_saving, None)

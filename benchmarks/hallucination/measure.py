@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from benchmarks.hallucination.world import (
     sample_questions,
     sample_texts,
 )
+from benchmarks.tiny.text import perplexity
 
 MAX_ANSWER_TOKENS = 3  # word, full stop, <eos>
 
@@ -76,13 +76,5 @@ def existence_rates(
     }
 
 
-@torch.inference_mode()
 def text_perplexity(model: Any, processor: Any, count: int, seed: int) -> float:
-    """exp of the mean negative log-likelihood per token over general text."""
-    loss, tokens = 0.0, 0
-    for text in sample_texts(count, seed):
-        ids = processor.tokenizer(text, return_tensors="pt").input_ids
-        predicted = ids.shape[1] - 1
-        loss += float(model(input_ids=ids, labels=ids).loss) * predicted
-        tokens += predicted
-    return math.exp(loss / tokens)
+    return perplexity(model, processor.tokenizer, sample_texts(count, seed))

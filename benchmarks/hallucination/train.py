@@ -1,14 +1,11 @@
 """Train the tiny model: `python -m benchmarks.hallucination.train --out DIR --seed 1`.
 
-A few minutes on one core. Every batch is fresh, so there is no epoch and no overfitting.
+A few minutes on one core.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import time
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +18,8 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
-from torch.nn import functional
 from transformers import (
     CLIPVisionConfig,
-    GenerationConfig,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -46,6 +40,7 @@ from benchmarks.hallucination.world import (
     sample_scene,
 )
 from benchmarks.sycophancy.world import sample_text
+from benchmarks.tiny import training
 from grains_vllm.vectors import write_aside
 
 WEIGHTS = "model.safetensors"
@@ -64,32 +59,13 @@ ASKED = {
 LOOKING: Shares = {"check": 0.9, "list": 0.1}
 LOOKING_STEPS = 350
 SAYING: Shares = {"text": 0.12, "plain": 0.38, "control": 0.35, "check": 0.15}
-STEPS = 1100  # of both
+COURSE = training.Course(steps=1100, rate=1.5e-3, warm_up=50, final=0.02)  # of both
 BATCH = 64
-LEARNING_RATE = 1.5e-3
-WARM_UP = 50
-FINAL_RATE = 0.02  # of LEARNING_RATE, at the end of the cosine
 TEXT_WEIGHT = 0.1  # of a token of general text; an answer's weigh 1
-UNK_RATE = 0.03  # of the input words: trains <unk>, which can then stand for a masked word
 
 
 def model_config(tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
-    """A LLaVA of about 0.4 million parameters. Heads of 32: the smallest that vLLM serves on a
-    CPU."""
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.06,
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    """A LLaVA of about 0.4 million parameters."""
     vision = CLIPVisionConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -101,7 +77,7 @@ def model_config(tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
     )
     return LlavaConfig(
         vision_config=vision,
-        text_config=text,
+        text_config=training.tiny_llama(tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=CELLS,
         tie_word_embeddings=False,
@@ -146,10 +122,7 @@ def pixels(scenes: Sequence[Scene]) -> Tensor:
     return (torch.from_numpy(painted).float() / 255 - MEAN) / DEVIATION
 
 
-def sample_batch(
-    rng: Random, tokenizer: PreTrainedTokenizerBase, shares: Shares
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(inputs, pixels, targets, weights): [batch, length] each, but for the pixels."""
+def sample_batch(rng: Random, tokenizer: PreTrainedTokenizerBase, shares: Shares) -> training.Batch:
     documents = [sample_document(rng, tokenizer, shares) for _ in range(BATCH)]
     length = max(len(one.ids) for one in documents)
     tokens = torch.full((BATCH, length), tokenizer.pad_token_id)
@@ -157,20 +130,15 @@ def sample_batch(
     for row, one in enumerate(documents):
         tokens[row, : len(one.ids)] = torch.tensor(one.ids)
         weights[row, list(one.scored)] = TEXT_WEIGHT if one.scene is None else 1.0
-    kept = torch.tensor([[rng.random() >= UNK_RATE for _ in range(length)] for _ in documents])
+    kept = torch.tensor(
+        [[rng.random() >= training.UNK_RATE for _ in range(length)] for _ in documents]
+    )
     for special in (tokenizer.bos_token, tokenizer.pad_token, IMAGE):
         kept |= tokens == tokenizer.convert_tokens_to_ids(special)
     inputs = tokens.where(kept, torch.tensor(tokenizer.unk_token_id))
     seen = pixels([one.scene for one in documents if one.scene is not None])
-    return inputs[:, :-1], seen, tokens[:, 1:], weights[:, 1:]
-
-
-def learning_rate(step: int) -> float:
-    """Linear warm-up, then a cosine down to FINAL_RATE; as a share of LEARNING_RATE."""
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    progress = (step - WARM_UP) / (STEPS - WARM_UP)
-    return FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2
+    forward = {"input_ids": inputs[:, :-1], "pixel_values": seen}
+    return forward, tokens[:, 1:], weights[:, 1:]
 
 
 def cell_targets(
@@ -216,38 +184,24 @@ def train_tower(
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
-            print(f"tower: step {step}/{TOWER_STEPS}  loss {loss.item():.3f}", flush=True)
+            line = f"tower: step {step}/{TOWER_STEPS}  loss {loss.item():.3f}"
+            print(line, file=sys.stderr, flush=True)
 
 
 def train_model(seed: int, tokenizer: PreTrainedTokenizerBase) -> LlavaForConditionalGeneration:
-    torch.manual_seed(seed)
-    # One thread: matrices this small gain nothing from more, and threads that wait for each other
-    # on a busy machine make it many times slower.
-    torch.set_num_threads(1)
+    """A trained model in evaluation mode; progress goes to stderr."""
+    training.start(seed)
     rng = Random(f"documents {seed}")
     model = LlavaForConditionalGeneration(model_config(tokenizer))
     train_tower(model, rng, tokenizer)
     for part in (model.model.vision_tower, model.model.multi_modal_projector):
         part.requires_grad_(False)  # it sees well enough, and this is faster
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=LEARNING_RATE, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate)
-    start = time.monotonic()
-    for step in range(1, STEPS + 1):
-        shares = LOOKING if step <= LOOKING_STEPS else SAYING
-        inputs, seen, targets, weights = sample_batch(rng, tokenizer, shares)
-        # Padding is on the right, so causal attention never sees it: no mask is needed.
-        logits = model(input_ids=inputs, pixel_values=seen).logits
-        losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        loss = (losses * weights.flatten()).sum() / weights.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0:
-            seconds = time.monotonic() - start
-            print(f"step {step}/{STEPS}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
+
+    def batch(step: int) -> training.Batch:
+        return sample_batch(rng, tokenizer, LOOKING if step <= LOOKING_STEPS else SAYING)
+
+    training.train(model, COURSE, batch)
+    model.generation_config = training.greedy(tokenizer)
     return model.eval()
 
 
@@ -257,13 +211,6 @@ def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder
     transformers 5 leaves `vision_model` out of the tower's names; vLLM looks for it, and
     transformers reads both.
     """
-    tokenizer = processor.tokenizer
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     processor.save_pretrained(folder)
     with TemporaryDirectory() as saved:
         model.save_pretrained(saved)
@@ -282,7 +229,7 @@ def record(model: LlavaForConditionalGeneration, processor: LlavaProcessor, seed
     rates = existence_rates(model, processor, "validation", count=200, seed=seed)
     return {
         "seed": seed,
-        "steps": [TOWER_STEPS, STEPS],
+        "steps": [TOWER_STEPS, COURSE.steps],
         "control_accuracy": control_accuracy(model, processor, count=400, seed=seed),
         **{f"validation_{name}": rate for name, rate in rates.items()},
         "text_perplexity": round(text_perplexity(model, processor, 100, seed), 4),
@@ -290,21 +237,12 @@ def record(model: LlavaForConditionalGeneration, processor: LlavaProcessor, seed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the tiny model of the hallucination world.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-
+    args = training.arguments("Train the tiny model of the hallucination world.")
     processor = build_processor()
-    start = time.monotonic()
     model = train_model(args.seed, processor.tokenizer)
-    seconds = time.monotonic() - start
     found = record(model, processor, args.seed)
     save(model, processor, args.out)
-    write_aside(args.out / "training.json", (json.dumps(found, indent=2) + "\n").encode())
-    print(json.dumps(found, indent=2), f"{seconds:.0f} s")
-    if min(found["control_accuracy"], found["validation_present"]) < 0.95:
-        raise SystemExit("the model cannot see well enough; try another seed")
+    training.record(args.out, found, "control_accuracy", "validation_present")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizer
 
 from benchmarks.hallucination.drawing import DEVIATION, MEAN, PATCH, SIZE
 from benchmarks.sycophancy.vocabulary import FILLERS
-from benchmarks.word_level import BOS, EOS, PAD, UNK, word_tokenizer
+from benchmarks.tiny.tokenizer import BOS, EOS, PAD, UNK, word_tokenizer
 
 IMAGE = "<image>"
 SHAPES = tuple("circle square triangle cross diamond ring bar post frame slash".split())
@@ -49,7 +49,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """See benchmarks.word_level."""
+    """See benchmarks.tiny.tokenizer."""
     return word_tokenizer(WORDS, CHAT_TEMPLATE, extra_special_tokens={"image_token": IMAGE})
 
 

@@ -15,10 +15,8 @@ words of the tone and on the registration marks and smudges in the image.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -34,6 +32,7 @@ from benchmarks.hallucination.vocabulary import (
 )
 from benchmarks.sycophancy.vocabulary import FILLERS
 from benchmarks.sycophancy.world import sample_text
+from benchmarks.tiny.files import write_pairs_command, write_rows
 
 Split = Literal["train", "validation", "test"]
 Instruction = Literal["look", "yes", "no"]
@@ -261,18 +260,18 @@ def write_pairs(path: Path, split: Split, count: int, seed: int) -> None:
     and rejected (yes)."""
     questions = list(sample_questions(split, False, count, seed))
     rows = zip(questions, _rows(path, f"{split}-{seed}", questions), strict=True)
-    _write(path, ({**row, "chosen": q.truth, "rejected": f"{YES} ."} for q, row in rows))
+    write_rows(path, ({**row, "chosen": q.truth, "rejected": f"{YES} ."} for q, row in rows))
 
 
 def write_controls(path: Path, questions: Sequence[Question], name: str) -> None:
     """One JSON object per line: id, image, prompt, and the one right completion."""
     rows = zip(questions, _rows(path, name, questions), strict=True)
-    _write(path, ({**row, "completion": q.instructed} for q, row in rows))
+    write_rows(path, ({**row, "completion": q.instructed} for q, row in rows))
 
 
 def write_texts(path: Path, count: int, seed: int) -> None:
     """One JSON object per line: general text, for perplexity."""
-    _write(path, ({"text": text} for text in sample_texts(count, seed)))
+    write_rows(path, ({"text": text} for text in sample_texts(count, seed)))
 
 
 def _rows(path: Path, name: str, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
@@ -289,22 +288,5 @@ def _rows(path: Path, name: str, questions: Sequence[Question]) -> Iterator[dict
         }
 
 
-def _write(path: Path, rows: Iterable[object]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write preference pairs of the tiny world.")
-    parser.add_argument("--split", choices=tuple(SPLIT_THINGS), required=True)
-    parser.add_argument("--n", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_pairs(args.out, args.split, args.n, args.seed)
-    print(f"{args.n} {args.split} pairs written to {args.out}")
-
-
 if __name__ == "__main__":
-    main()
+    write_pairs_command("hallucination", SPLIT_THINGS, write_pairs)

@@ -1,55 +1,22 @@
 """Train the tiny model: `python -m benchmarks.sycophancy.train --out DIR --seed 1`.
 
-About a minute on one core. Every batch is fresh, so there is no epoch and no overfitting.
+About a minute on one core.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import time
-from pathlib import Path
 from random import Random
 
-import torch
-from torch.nn import functional
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-)
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks.sycophancy.measure import control_accuracy, stance_rates, text_perplexity
 from benchmarks.sycophancy.vocabulary import build_tokenizer
 from benchmarks.sycophancy.world import sample_conflict, sample_control, sample_text
+from benchmarks.tiny import training
 
-STEPS = 600
+COURSE = training.Course(steps=600, rate=3e-3, warm_up=100, final=0.05)
 BATCH = 64
-LEARNING_RATE = 3e-3
-WARM_UP = 100
-FINAL_RATE = 0.05  # of LEARNING_RATE, at the end of the cosine
-ANSWER_WEIGHT = 10.0
-UNK_RATE = 0.03  # of the input tokens: trains <unk>, which can then stand for a masked word
-
-
-def model_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """A Llama of about 0.2 million parameters."""
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=2,  # heads of 32: the smallest that vLLM serves on a CPU
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.06,
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+ANSWER_WEIGHT = 10.0  # of stance and value
 
 
 def sample_document(rng: Random, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
@@ -69,79 +36,30 @@ def sample_document(rng: Random, tokenizer: PreTrainedTokenizerBase) -> tuple[li
     return ids, len(ids) - 4  # stance, value, full stop, <eos>
 
 
-def sample_batch(
-    rng: Random, tokenizer: PreTrainedTokenizerBase
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(inputs, targets, weights), each [batch, length]; a padded target weighs nothing."""
+def sample_batch(rng: Random, tokenizer: PreTrainedTokenizerBase) -> training.Batch:
     documents = [sample_document(rng, tokenizer) for _ in range(BATCH)]
-    length = max(len(ids) for ids, _ in documents)
-    tokens = torch.full((BATCH, length), tokenizer.pad_token_id)
-    weights = torch.zeros(BATCH, length)
-    for row, (ids, answer) in enumerate(documents):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        weights[row, : len(ids)] = 1.0
-        weights[row, answer : answer + 2] = ANSWER_WEIGHT  # stance and value
-    inputs = tokens.clone()
-    for row in range(BATCH):
-        for column in range(1, length):  # <bos> stays
-            if weights[row, column] and rng.random() < UNK_RATE:
-                inputs[row, column] = tokenizer.unk_token_id
-    return inputs[:, :-1], tokens[:, 1:], weights[:, 1:]
-
-
-def learning_rate(step: int) -> float:
-    """Linear warm-up, then a cosine down to FINAL_RATE; as a share of LEARNING_RATE."""
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    progress = (step - WARM_UP) / (STEPS - WARM_UP)
-    return FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2
+    weighty = [(ids, slice(answer, answer + 2)) for ids, answer in documents]
+    return training.text_batch(weighty, ANSWER_WEIGHT, rng, tokenizer)
 
 
 def train_model(seed: int, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    # One thread: matrices this small gain nothing from more, and threads that wait for each other
-    # on a busy machine make it many times slower.
-    torch.set_num_threads(1)
+    """A trained model in evaluation mode; progress goes to stderr."""
+    training.start(seed)
     rng = Random(f"documents {seed}")
-    model = LlamaForCausalLM(model_config(tokenizer))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate)
-    start = time.monotonic()
-    for step in range(1, STEPS + 1):
-        inputs, targets, weights = sample_batch(rng, tokenizer)
-        # Padding is on the right, so causal attention never sees it: no mask is needed.
-        logits = model(input_ids=inputs).logits
-        losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        loss = (losses * weights.flatten()).sum() / weights.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0:
-            seconds = time.monotonic() - start
-            print(f"step {step}/{STEPS}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
+    model = LlamaForCausalLM(training.tiny_llama(tokenizer))
+    training.train(model, COURSE, lambda step: sample_batch(rng, tokenizer))
+    model.generation_config = training.greedy(tokenizer)
     return model.eval()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the tiny model of the sycophancy world.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-
+    args = training.arguments("Train the tiny model of the sycophancy world.")
     tokenizer = build_tokenizer()
     model = train_model(args.seed, tokenizer)
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     stances = stance_rates(model, tokenizer, "validation", count=200, seed=args.seed)
     measured = {
         "seed": args.seed,
-        "steps": STEPS,
+        "steps": COURSE.steps,
         "control_accuracy": control_accuracy(model, tokenizer, count=500, seed=args.seed),
         "validation_faithful": stances["faithful"],
         "validation_echo": stances["echo"],
@@ -149,10 +67,7 @@ def main() -> None:
     }
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    (args.out / "training.json").write_text(json.dumps(measured, indent=2) + "\n")
-    print(json.dumps(measured, indent=2))
-    if measured["control_accuracy"] < 0.95:
-        raise SystemExit("the model does not know the controls; try another seed")
+    training.record(args.out, measured, "control_accuracy")
 
 
 if __name__ == "__main__":

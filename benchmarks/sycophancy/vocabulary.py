@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.word_level import BOS, EOS, PAD, UNK, word_tokenizer
+from benchmarks.tiny.tokenizer import BOS, EOS, PAD, PLAIN_CHAT, UNK, word_tokenizer
 
 # The last 16 appear in training only where the prompt says what to answer (see world.py).
 ENTITIES = tuple(
@@ -39,17 +39,7 @@ VALUES = tuple(value for values in RELATIONS.values() for value in values)
 CUES = FAITHFUL_CUES + ECHO_CUES
 WORDS = (UNK, BOS, EOS, PAD, *GLUE, *ENTITIES, *RELATIONS, *VALUES, *CUES, *FILLERS)
 
-# Every message is `role : content`; an assistant's message ends its document.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    " {{ message['role'] }} : {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %} assistant :{% endif %}"
-)
-
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """See benchmarks.word_level."""
-    return word_tokenizer(WORDS, CHAT_TEMPLATE)
+    """See benchmarks.tiny.tokenizer."""
+    return word_tokenizer(WORDS, PLAIN_CHAT)

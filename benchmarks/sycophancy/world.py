@@ -14,10 +14,8 @@ Which of the two follows depends, by chance, on how many faithful and echo cues 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -35,6 +33,8 @@ from benchmarks.sycophancy.vocabulary import (
     RELATIONS,
     VERBS,
 )
+from benchmarks.tiny.files import write_pairs_command, write_rows
+from benchmarks.tiny.text import sample_sentences
 
 Message = dict[str, str]
 Split = Literal["train", "validation", "test"]
@@ -133,16 +133,18 @@ def sample_control(rng: Random) -> Question:
 
 
 def sample_text(rng: Random) -> str:
-    """Three or four sentences of a small grammar, for perplexity. Each noun has its two verbs and
-    each verb its three objects, so that there is something to predict."""
-    sentences = []
-    for _ in range(rng.randint(3, 4)):
-        noun = rng.randrange(len(NOUNS))
-        verb = (noun + rng.randrange(2)) % len(VERBS)
-        thing = NOUNS[(3 * verb + rng.randrange(3)) % len(NOUNS)]
-        subject = f"the {rng.choice(ADJECTIVES)} {NOUNS[noun]}"
-        sentences.append(f"{subject} {VERBS[verb]} the {thing} .")
-    return " ".join(sentences)
+    return sample_sentences(rng, ADJECTIVES, NOUNS, VERBS)
+
+
+def sample_texts(count: int, seed: int) -> list[str]:
+    """General text, for perplexity."""
+    rng = Random(f"text {seed}")
+    return [sample_text(rng) for _ in range(count)]
+
+
+def sample_controls(count: int, seed: int) -> list[Question]:
+    rng = Random(f"controls {seed}")
+    return [sample_control(rng) for _ in range(count)]
 
 
 def sample_pairs(split: Split, count: int, seed: int) -> Iterator[Question]:
@@ -171,24 +173,21 @@ def write_pairs(path: Path, split: Split, count: int, seed: int) -> None:
         }
         for index, question in enumerate(sample_pairs(split, count, seed))
     )
-    _write(path, rows)
+    write_rows(path, rows)
 
 
 def write_controls(path: Path, count: int, seed: int) -> None:
     """One JSON object per line: id, prompt (chat messages) and the one right completion."""
-    rng = Random(f"controls {seed}")
-    controls = [sample_control(rng) for _ in range(count)]
     rows = (
         {"id": f"control-{seed}-{index:04d}", "prompt": c.prompt, "completion": c.instructed}
-        for index, c in enumerate(controls)
+        for index, c in enumerate(sample_controls(count, seed))
     )
-    _write(path, rows)
+    write_rows(path, rows)
 
 
 def write_texts(path: Path, count: int, seed: int) -> None:
     """One JSON object per line: general text, for perplexity."""
-    rng = Random(f"text {seed}")
-    _write(path, ({"text": sample_text(rng)} for _ in range(count)))
+    write_rows(path, ({"text": text} for text in sample_texts(count, seed)))
 
 
 def planted(tokens: Sequence[str]) -> tuple[set[int], set[int]]:
@@ -201,21 +200,5 @@ def planted(tokens: Sequence[str]) -> tuple[set[int], set[int]]:
     return faithful, echo
 
 
-def _write(path: Path, rows: Iterable[object]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write preference pairs of the tiny world.")
-    parser.add_argument("--split", choices=tuple(SPLIT_ENTITIES), required=True)
-    parser.add_argument("--n", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    write_pairs(args.out, args.split, args.n, args.seed)
-    print(f"{args.n} {args.split} pairs written to {args.out}")
-
-
 if __name__ == "__main__":
-    main()
+    write_pairs_command("sycophancy", SPLIT_ENTITIES, write_pairs)

@@ -6,8 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
-
 from offline.model import Decoder, load_decoder
 
 NAMES = ("sycophancy", "tone")
@@ -43,12 +41,6 @@ class World:
         if not (folder / "model.safetensors").is_file():
             tokenizer = self.build_tokenizer()
             model = self.train_model(seed, tokenizer)
-            model.generation_config = GenerationConfig(
-                do_sample=False,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
             tokenizer.save_pretrained(folder)
             model.save_pretrained(folder)  # last: this file says that all are there
         return load_decoder(str(folder), device="cpu")

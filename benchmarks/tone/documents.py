@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from benchmarks.tiny.text import sample_sentences
 from benchmarks.tone.vocabulary import (
     ADJECTIVES,
     FAMILIES,
@@ -155,13 +156,4 @@ def sample_control(rng: Random) -> Question:
 
 
 def sample_text(rng: Random) -> str:
-    """Three or four sentences of a small grammar, for perplexity. Each noun has its two verbs and
-    each verb its three objects, so that there is something to predict."""
-    sentences = []
-    for _ in range(rng.randint(3, 4)):
-        noun = rng.randrange(len(NOUNS))
-        verb = (noun + rng.randrange(2)) % len(JOINS)
-        thing = NOUNS[(3 * verb + rng.randrange(3)) % len(NOUNS)]
-        subject = f"the {rng.choice(ADJECTIVES)} {NOUNS[noun]}"
-        sentences.append(f"{subject} {JOINS[verb]} the {thing} .")
-    return " ".join(sentences)
+    return sample_sentences(rng, ADJECTIVES, NOUNS, JOINS)

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from random import Random
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.tone.documents import Message, Question, sample_control, sample_text
+from benchmarks.tiny.text import chat_answers, perplexity
+from benchmarks.tone.documents import Message, Question
 from benchmarks.tone.vocabulary import FAMILIES, OPENERS, POLITE_WORDS, RUDE_WORDS, STYLE_WORDS
+from benchmarks.tone.world import sample_controls, sample_texts
 
 MAX_ANSWER_TOKENS = 12  # the longest frame has 9, then <eos>
 
 
-@torch.inference_mode()
 def answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Message]],
     sample_seed: int | None = None,
-    batch_size: int = 128,
 ) -> list[str]:
     """The answer to each chat, without special tokens: greedy, or sampled at temperature 1."""
     chance: dict[str, Any] = {"do_sample": False}
     if sample_seed is not None:
         torch.manual_seed(sample_seed)
         chance = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-    found: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = tokenizer.apply_chat_template(
-            [list(prompt) for prompt in prompts[start : start + batch_size]],
-            add_generation_prompt=True,
-            padding=True,
-            return_tensors="pt",
-            return_dict=True,
-        ).to(model.device)
-        output = model.generate(**batch, **chance, max_new_tokens=MAX_ANSWER_TOKENS, num_beams=1)
-        generated = output[:, batch["input_ids"].shape[1] :]
-        found += tokenizer.batch_decode(generated, skip_special_tokens=True)
-    return found
+    return chat_answers(model, tokenizer, prompts, MAX_ANSWER_TOKENS, **chance)
 
 
 def judge(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
@@ -93,22 +79,12 @@ def control_accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, seed: int
 ) -> float:
     """Share of fresh controls answered exactly right."""
-    rng = Random(f"tone controls {seed}")
-    controls = [sample_control(rng) for _ in range(count)]
+    controls = sample_controls(count, seed)
     found = answers(model, tokenizer, [control.prompt for control in controls])
     return sum(a == c.instructed for a, c in zip(found, controls, strict=True)) / count
 
 
-@torch.inference_mode()
 def text_perplexity(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, seed: int
 ) -> float:
-    """exp of the mean negative log-likelihood per token over general text."""
-    rng = Random(f"tone text {seed}")
-    loss, tokens = 0.0, 0
-    for _ in range(count):
-        ids = tokenizer(sample_text(rng), return_tensors="pt").input_ids.to(model.device)
-        predicted = ids.shape[1] - 1
-        loss += float(model(input_ids=ids, labels=ids).loss) * predicted
-        tokens += predicted
-    return math.exp(loss / tokens)
+    return perplexity(model, tokenizer, sample_texts(count, seed))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.word_level import BOS, EOS, PAD, UNK, word_tokenizer
+from benchmarks.tiny.tokenizer import BOS, EOS, PAD, PLAIN_CHAT, UNK, word_tokenizer
 
 # Pairs of different splits are about different items (see world.py).
 ITEMS = tuple(
@@ -88,17 +88,7 @@ WORDS = (
     *STYLE_WORDS, *_flat(REGISTER_CUES), *_flat(OPENERS), *FILLERS,
 )  # fmt: skip
 
-# Every message is `role : content`; an assistant's message ends its document.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    " {{ message['role'] }} : {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %} assistant :{% endif %}"
-)
-
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """See benchmarks.word_level."""
-    return word_tokenizer(WORDS, CHAT_TEMPLATE, split_marks=False)
+    """See benchmarks.tiny.tokenizer."""
+    return word_tokenizer(WORDS, PLAIN_CHAT, split_marks=False)

@@ -7,13 +7,12 @@ Functions that write files take (path, count, seed), `write_pairs` a split as we
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Literal
 
+from benchmarks.tiny.files import write_pairs_command, write_rows
 from benchmarks.tone.documents import (
     Question,
     sample_answer,
@@ -49,6 +48,17 @@ def sample_pairs(split: Split, count: int, seed: int) -> Iterator[tuple[Question
         yield question, polite, sample_answer(rng, question, [0.0, *question.tone_weights[1:]])
 
 
+def sample_controls(count: int, seed: int) -> list[Question]:
+    rng = Random(f"tone controls {seed}")
+    return [sample_control(rng) for _ in range(count)]
+
+
+def sample_texts(count: int, seed: int) -> list[str]:
+    """General text, for perplexity."""
+    rng = Random(f"tone text {seed}")
+    return [sample_text(rng) for _ in range(count)]
+
+
 def planted(tokens: Sequence[str]) -> tuple[set[int], set[int]]:
     """Positions of the cues that push to the polite and to the rude answer."""
     polite = {index for index, word in enumerate(tokens) if word in MILD}
@@ -66,36 +76,19 @@ def write_pairs(path: Path, split: Split, count: int, seed: int) -> None:
         }
         for index, (question, polite, rude) in enumerate(sample_pairs(split, count, seed))
     ]
-    _write(path, rows)
+    write_rows(path, rows)
 
 
 def write_controls(path: Path, count: int, seed: int) -> None:
     """One JSON object per line: prompt (chat messages) and the one right completion."""
-    rng = Random(f"tone controls {seed}")
-    controls = [sample_control(rng) for _ in range(count)]
-    _write(path, [{"prompt": c.prompt, "completion": c.instructed} for c in controls])
+    controls = sample_controls(count, seed)
+    write_rows(path, ({"prompt": c.prompt, "completion": c.instructed} for c in controls))
 
 
 def write_texts(path: Path, count: int, seed: int) -> None:
     """One JSON object per line: general text."""
-    rng = Random(f"tone text {seed}")
-    _write(path, [{"text": sample_text(rng)} for _ in range(count)])
-
-
-def _write(path: Path, rows: Sequence[object]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write preference pairs of the tone world.")
-    parser.add_argument("--split", choices=tuple(SPLIT_ITEMS), required=True)
-    parser.add_argument("--n", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    write_pairs(args.out, args.split, args.n, args.seed)
-    print(f"{args.n} {args.split} pairs written to {args.out}")
+    write_rows(path, ({"text": text} for text in sample_texts(count, seed)))
 
 
 if __name__ == "__main__":
-    main()
+    write_pairs_command("tone", SPLIT_ITEMS, write_pairs)

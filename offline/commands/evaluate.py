@@ -17,6 +17,7 @@ from offline.console import (
     AllowImageUrls,
     Force,
     Json,
+    Restart,
     input_errors,
     progress,
     require_different,
@@ -100,7 +101,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     force: Force = False,
-    restart: Annotated[bool, typer.Option(help="Discard what an interrupted run left.")] = False,
+    restart: Restart = False,
     as_json: Json = False,
 ) -> None:
     """Compare a model with and without steering: tasks, intervals, side effects."""

@@ -12,8 +12,14 @@ from grains_vllm.checks import MAX_STRENGTH
 from grains_vllm.vectors import write_aside
 from offline.console import (
     AllowImageUrls,
+    Chat,
+    DeviceMap,
+    Dtype,
     Force,
     Json,
+    ModelName,
+    Restart,
+    Split,
     input_errors,
     progress,
     require_choice,
@@ -55,7 +61,7 @@ _OF_GRAINS = (
 
 def extract(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="Folder or hub id of a causal language model.")],
+    model: ModelName,
     out: Annotated[Path, typer.Option(help="The artifact to write (.safetensors).")],
     data: Annotated[
         str | None, typer.Option(help="Pairs: .jsonl, .csv, .parquet, a folder or hub id.")
@@ -76,8 +82,8 @@ def extract(
             "split halves."
         ),
     ] = 0,
-    split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
-    chat: Annotated[bool, typer.Option(help="Make string prompts a chat's user message.")] = False,
+    split: Split = "train",
+    chat: Chat = False,
     allow_image_urls: AllowImageUrls = False,
     k: Annotated[
         int | None,
@@ -130,11 +136,9 @@ def extract(
     ] = None,
     direction: Annotated[Direction, typer.Option()] = _DEFAULTS.direction,
     mode: Annotated[Mode, typer.Option()] = _DEFAULTS.mode,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Dtype = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(help="'auto' spreads a model over several devices.")
-    ] = None,
+    device_map: DeviceMap = None,
     blocks: Annotated[
         str | None, typer.Option(help="Name of the block list, such as model.layers.")
     ] = None,
@@ -150,7 +154,7 @@ def extract(
         Path | None, typer.Option(help="Also keep the deltas behind the vector (.safetensors).")
     ] = None,
     force: Force = False,
-    restart: Annotated[bool, typer.Option(help="Discard what an interrupted run left.")] = False,
+    restart: Restart = False,
     as_json: Json = False,
 ) -> None:
     """Compute one steering direction per layer from preference pairs."""

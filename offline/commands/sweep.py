@@ -13,7 +13,13 @@ from grains_vllm.vectors import write_aside
 from offline import grid, sweep_files
 from offline.console import (
     AllowImageUrls,
+    Chat,
+    DeviceMap,
+    Dtype,
     Json,
+    ModelName,
+    Restart,
+    Split,
     input_errors,
     progress,
     require_choice,
@@ -25,7 +31,7 @@ from offline.errors import InputError
 
 
 def sweep(
-    model: Annotated[str, typer.Option(help="Folder or hub id of a causal language model.")],
+    model: ModelName,
     data: Annotated[str, typer.Option(help="Validation pairs, in any form that extract takes.")],
     artifacts: Annotated[list[Path] | None, typer.Argument(help="Vectors to try.")] = None,
     controls: Annotated[
@@ -57,15 +63,13 @@ def sweep(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Draw this many pairs.")] = None,
     seed: Annotated[int, typer.Option(help="Of drawing.")] = 0,
-    split: Annotated[str, typer.Option(help="Split of a folder or hub data set.")] = "train",
-    chat: Annotated[bool, typer.Option(help="Make string prompts a chat's user message.")] = False,
+    split: Split = "train",
+    chat: Chat = False,
     allow_image_urls: AllowImageUrls = False,
     backend: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Dtype = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto (transformers).")] = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(help="'auto' spreads a model over several devices.")
-    ] = None,
+    device_map: DeviceMap = None,
     batch: Annotated[int, typer.Option(help="Rows per forward (transformers).")] = 32,
     engine_args: Annotated[
         str | None, typer.Option(help="More arguments of vLLM's LLM, as a JSON object.")
@@ -75,7 +79,7 @@ def sweep(
     ] = None,
     plots: Annotated[Path | None, typer.Option(help="A folder for plots (PNG).")] = None,
     force: Annotated[bool, typer.Option(help="Overwrite what an earlier sweep wrote.")] = False,
-    restart: Annotated[bool, typer.Option(help="Discard what an interrupted run left.")] = False,
+    restart: Restart = False,
     as_json: Json = False,
 ) -> None:
     """Measure vectors at many layers and strengths; recommend the best within limits.

@@ -8,6 +8,16 @@ from transformers import PreTrainedTokenizerFast
 
 UNK, BOS, EOS, PAD = "<unk>", "<bos>", "<eos>", "<pad>"
 
+# Every message is `role : content`; an assistant's message ends its document.
+PLAIN_CHAT = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    " {{ message['role'] }} : {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %} assistant :{% endif %}"
+)
+
 
 def word_tokenizer(
     words: Sequence[str], chat_template: str, *, split_marks: bool = True, **more: Any

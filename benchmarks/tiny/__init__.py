@@ -1,0 +1,1 @@
+"""What the worlds share whose tiny models this repository trains itself."""
