@@ -9,6 +9,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from offline.model import Decoder
@@ -23,7 +24,7 @@ _LOSSLESS = 128  # up to this size as PNG
 
 def image_record(decoder: Decoder, pair: TokenPair) -> dict[str, Any]:
     """What the record of an example says about its image: name, sha256, size in pixels, a
-    thumbnail as a data: URL, and views.
+    thumbnail as a data: URL, `spans` ([start, end) of the tokens that are the image's) and views.
 
     A view has a name, rows, columns, `box` (left, top, right, bottom of the part that it covers,
     as fractions of the image's size) and `positions`: row by row, the prompt position of the token
@@ -37,8 +38,14 @@ def image_record(decoder: Decoder, pair: TokenPair) -> dict[str, Any]:
         "width": image.width,
         "height": image.height,
         "thumbnail": _thumbnail(image),
+        "spans": _spans(pair.image.image_tokens),
         "views": _views(decoder, pair.image, image.width, image.height),
     }
+
+
+def _spans(flags: Sequence[bool]) -> list[list[int]]:
+    runs = (list(run) for mine, run in groupby(range(len(flags)), flags.__getitem__) if mine)
+    return [[run[0], run[-1] + 1] for run in runs]
 
 
 def _views(decoder: Decoder, image: ImagePrompt, width: int, height: int) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ no address, and no SVG, which may hold a script.
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offline.errors import InputError
@@ -26,12 +26,12 @@ _IMAGE = {
     "width": WHOLE,
     "height": WHOLE,
     "thumbnail": TEXT,
+    "spans": [[WHOLE]],
     "views": [_VIEW],
 }
 _THUMBNAIL = re.compile(r"data:image/(png|jpeg);base64,([A-Za-z0-9+/]+={0,2})")
 _BEGINS = {"png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PLACEHOLDERS = {"<image>", "<|image_pad|>", "<image_soft_token>"}
 _LARGEST = 100_000  # pixels on a side
 
 
@@ -53,27 +53,30 @@ def require_image(record: Mapping[str, Any], where: str) -> None:
             f"{where}: 'image.sha256' is '{image['sha256'][:70]}', expected 64 hexadecimal digits"
         )
     _require_thumbnail(image["thumbnail"], where)
-    taken: set[int] = set()
+    _require_spans(image["spans"], length, where)
+    flags, taken = image_tokens(record), set[int]()
     for number, view in enumerate(image["views"]):
-        _require_view(view, length, taken, where, f"image.views[{number}]")
+        _require_view(view, flags, taken, where, f"image.views[{number}]")
 
 
 def image_tokens(record: Mapping[str, Any]) -> list[bool]:
-    """Which tokens of a record are the image's; none without an image.
+    """Which tokens of a record are the image's; none without an image. Some may be in no cell of a
+    view: row separators of LlavaNext, crops of Gemma 3."""
+    flags = [False] * len(record["tokens"])
+    for start, end in (record.get("image") or {"spans": []})["spans"]:
+        flags[start:end] = [True] * (end - start)
+    return flags
 
-    All that are spelled as the views' cells are: row separators of LlavaNext and crops of Gemma 3
-    are image tokens in no cell. Without views, the placeholders of known models.
-    """
-    image, tokens = record.get("image"), record["tokens"]
-    if image is None:
-        return [False] * len(tokens)
-    spelled = {
-        tokens[position]
-        for view in image["views"]
-        for position in view["positions"]
-        if position is not None
-    }
-    return [token in (spelled or _PLACEHOLDERS) for token in tokens]
+
+def _require_spans(spans: Sequence[Sequence[int]], length: int, where: str) -> None:
+    done = 0
+    for number, span in enumerate(spans):
+        if len(span) != 2 or not done <= span[0] < span[1] <= length:
+            raise InputError(
+                f"{where}: 'image.spans[{number}]' is {span[:3]}, expected [start, end], "
+                f"{done} to {length}, start < end"
+            )
+        done = span[1]
 
 
 def _require_thumbnail(thumbnail: str, where: str) -> None:
@@ -92,9 +95,13 @@ def _require_thumbnail(thumbnail: str, where: str) -> None:
 
 
 def _require_view(
-    view: Mapping[str, Any], length: int, taken: set[int], where: str, field: str
+    view: Mapping[str, Any], flags: Sequence[bool], taken: set[int], where: str, field: str
 ) -> None:
-    """Checks one view; adds its positions to those `taken` by the views before it."""
+    """Checks one view; adds its positions to those `taken` by the views before it.
+
+    Args:
+        flags: which tokens are the image's.
+    """
     rows, columns, positions = view["rows"], view["columns"], view["positions"]
     for name in ("rows", "columns"):
         if view[name] < 1:
@@ -113,10 +120,10 @@ def _require_view(
     for position in positions:
         if position is None:
             continue
-        if not 0 <= position < length:
+        if not (0 <= position < len(flags) and flags[position]):
             raise InputError(
-                f"{where}: '{field}.positions' holds the position {position}, "
-                f"there are {length} tokens"
+                f"{where}: '{field}.positions' holds the position {position}, which is in none of "
+                "'image.spans'"
             )
         if position in taken:
             raise InputError(f"{where}: '{field}.positions' holds the position {position} again")

@@ -20,16 +20,17 @@ def view(rows, columns, positions, name="whole image", box=WHOLE):
     return {"name": name, "rows": rows, "columns": columns, "box": box, "positions": positions}
 
 
-def image(*views, **more):
+def image(*views, spans=((2, 7),), **more):
     return {
         "name": "images/3.png", "sha256": "ab" * 32, "width": 640, "height": 480,
-        "thumbnail": f"data:image/png;base64,{PNG}", "views": list(views), **more,
+        "thumbnail": f"data:image/png;base64,{PNG}", "spans": [list(span) for span in spans],
+        "views": list(views), **more,
     }  # fmt: skip
 
 
 def pictured(number=0, **more):
-    """A prompt with 2 rows of 3 cells, the last of them without a token."""
-    tokens = ["<s>", "▁a", *["<image>"] * 5, "▁what", "▁is", "</s>"]
+    """A prompt with 2 rows of 3 cells, the last without a token; the text spells one too."""
+    tokens = ["<s>", "<image>", *["<image>"] * 5, "▁what", "▁is", "</s>"]
     scores = [4, 0.1, 0.8, -0.2, 0.2, 0.2, -0.8, 0.4, -0.1, 9]
     return record(
         number, tokens, scores, eligible=[False, *[True] * 8, False], positive=[2, 7, 4],
@@ -47,7 +48,7 @@ def tiled(number=0):
     )
     return record(
         number, tokens, scores, eligible=[False, *[True] * 9, False], positive=[9, 6, 5, 2],
-        negative=[7], image=image(*views),
+        negative=[7], image=image(*views, spans=[(1, 9), (10, 11)]),
     )  # fmt: skip
 
 
@@ -93,11 +94,11 @@ def test_every_cell_has_its_shade_and_the_chosen_ones_a_border(tmp_path):
 def test_image_tokens_are_one_chip_and_cells_have_names(tmp_path):
     found = page(write(tmp_path, [pictured()]))
     (prompt,) = found.find("div", css="prompt")
-    assert prompt[1] == "<s> aimage, 5 tokens, sum +0.200 what is</s>"
+    assert prompt[1] == "<s><image>image, 5 tokens, sum +0.200 what is</s>"
     assert prompt[0]["aria-label"] == "Prompt of e0, 10 tokens"
     ((chip, _),) = found.find("span", css="chip")
     assert chip["data-n"] == "5" and chip["data-s"] == "+0.2"
-    assert found.find("span", css="begins")[0][1] == "a what is"
+    assert found.find("span", css="begins")[0][1] == "<image> what is"
     plus, minus = [" ".join(text.split()) for _, text in found.find("p", css="set")]
     assert plus == "T+ image r1 c1 +0.8what +0.4 at 7image r1 c3 +0.2"
     assert minus == f"T{MINUS} image r2 c2 {MINUS}0.8image r1 c2 {MINUS}0.2"
@@ -173,7 +174,7 @@ def test_shares_of_image_and_text(tmp_path):
 
 
 def test_pages_with_images_load_nothing_and_are_reproducible(tmp_path):
-    jpeg = image(view(1, 1, [0]), thumbnail=f"data:image/jpeg;base64,{JPEG}")
+    jpeg = image(view(1, 1, [0]), spans=[(0, 1)], thumbnail=f"data:image/jpeg;base64,{JPEG}")
     path = write(tmp_path, [pictured(0), tiled(1), record(2, ["<i>"], [1.0], image=jpeg)])
     found = page(path)
     for tag, attributes in found.elements:
@@ -232,8 +233,14 @@ WRONG = [
     (["views", 0, "rows"], 0, "'image.views[0].rows' is 0, expected 1 or more"),
     (["views", 0, "columns"], True, "'image.views[0].columns' is true, expected a whole number"),
     (["views", 0, "rows"], 3, "'image.views[0].positions' has 6 entries for 3 rows of 3"),
-    (["views", 0, "positions", 1], 10, "'image.views[0].positions' holds the position 10, there"),
-    (["views", 0, "positions", 1], -1, "'image.views[0].positions' holds the position -1, there"),
+    (["views", 0, "positions", 1], 10, "'image.views[0].positions' holds the position 10, which"),
+    (["views", 0, "positions", 1], -1, "'image.views[0].positions' holds the position -1, which"),
+    (["views", 0, "positions", 1], 1, "holds the position 1, which is in none of 'image.spans'"),
+    (["spans"], [[2, 11]], "'image.spans[0]' is [2, 11], expected [start, end], 0 to 10, start <"),
+    (["spans"], [[2, 4], [3, 7]], "'image.spans[1]' is [3, 7], expected [start, end], 4 to 10"),
+    (["spans"], [[2]], "'image.spans[0]' is [2], expected [start, end]"),
+    (["spans"], [[2, 2]], "'image.spans[0]' is [2, 2], expected"),
+    (["spans"], [[True, 7]], "'image.spans[0][0]' is true, expected a whole number"),
     (["views", 0, "positions", 1], 2, "'image.views[0].positions' holds the position 2 again"),
     (["views", 0, "positions", 1], 2.0, "'image.views[0].positions[1]' is 2.0, expected a whole"),
     (["views", 0, "box"], [0, 0, 1], "'image.views[0].box' is [0, 0, 1], expected [left, top,"),
@@ -256,7 +263,7 @@ def test_bad_images(tmp_path, way, value, message):
     assert not (tmp_path / "v.html").exists()
 
 
-@pytest.mark.parametrize("name", ["name", "sha256", "width", "thumbnail", "views"])
+@pytest.mark.parametrize("name", ["name", "sha256", "width", "thumbnail", "spans", "views"])
 def test_missing_fields(tmp_path, name):
     given = {key: value for key, value in pictured()["image"].items() if key != name}
     result = report(write(tmp_path, [pictured(image=given)]))

@@ -379,6 +379,9 @@ def test_cells_lie_where_the_image_is(name: str) -> None:
         record = image_record(decoder, pair)
         assert (record["width"], record["height"]) == size
         assert record["views"]
+        spans = record["spans"]
+        inside = [index for start, end in spans for index in range(start, end)]
+        assert inside == [index for index, flag in enumerate(pair.image_tokens) if flag]
         for view in record["views"]:
             cells = change[view["positions"]]
             assert len(cells) == view["rows"] * view["columns"]
