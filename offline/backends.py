@@ -9,7 +9,7 @@ from typing import Any
 
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
 from offline.errors import InputError
-from offline.model import Decoder, load_decoder
+from offline.model import Decoder, load_decoder, load_tokenizer
 from offline.scoring import Item, Point, Scorer
 
 _LARGE_BANK = 2**30  # bytes
@@ -24,6 +24,7 @@ class BackEnd:
         config: the text part of the model's config.
         weights: tells two trainings apart.
         decoder: the loaded transformers model; None stands for vLLM.
+        processor: of a model that takes images; None elsewhere.
     """
 
     model: str
@@ -34,11 +35,7 @@ class BackEnd:
     weights: str
     dtype: str
     decoder: Decoder | None = None
-
-    @property
-    def processor(self) -> Any:
-        """Of a model that takes images; None elsewhere, and for vLLM, which scores text alone."""
-        return None if self.decoder is None else self.decoder.processor
+    processor: Any = None
 
     def scorer(
         self,
@@ -58,8 +55,9 @@ class BackEnd:
 
         longest = max(len(item.prompt_ids) + len(item.response_ids) for item in items)
         engine = EngineScorer(
-            self.model, vectors, points, longest, {"dtype": self.dtype, **engine_args}
-        )
+            self.model, vectors, points, longest, {"dtype": self.dtype, **engine_args},
+            images=any(item.image is not None for item in items),
+        )  # fmt: skip
         if engine.bank_bytes > _LARGE_BANK:
             on_note(
                 f"the engine holds the vectors of {len(engine.names)} sets of layers in "
@@ -75,7 +73,7 @@ def transformers_back_end(
     decoder = load_decoder(model, dtype=dtype, device=device, device_map=device_map)
     return BackEnd(
         model, decoder.name, decoder.tokenizer, decoder.text_config, decoder.fingerprint,
-        decoder.weights_sha256, dtype, decoder,
+        decoder.weights_sha256, dtype, decoder, decoder.processor,
     )  # fmt: skip
 
 
@@ -88,7 +86,7 @@ def vllm_back_end(model: str, dtype: str) -> BackEnd:
         raise InputError(f"model '{model}': no such folder")
     name = folder.resolve().name if folder.is_dir() else model
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        tokenizer, processor = load_tokenizer(model)
         config = transformers.AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(f"model '{name}' cannot be loaded: {error}") from error
@@ -99,5 +97,5 @@ def vllm_back_end(model: str, dtype: str) -> BackEnd:
     weights = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return BackEnd(
         model, name, tokenizer, config.get_text_config(), ModelFingerprint.of(config), weights,
-        dtype,
+        dtype, None, processor,
     )  # fmt: skip

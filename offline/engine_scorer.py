@@ -12,10 +12,12 @@ from typing import Any
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
 from offline.scoring import Item, ItemScore, Point
-from offline.vllm_import import import_llm
+from offline.vllm_import import import_llm, refusals
 
 _REQUESTS = 2048  # handed to the engine at once, at least; so it is seldom short of work
 _BLOCK = 32  # tokens; smaller blocks share more of a prompt, CPUs take multiples of 32
+_TEXT = {"skip_tokenizer_init": True, "language_model_only": True}
+_IMAGES = {"limit_mm_per_prompt": {"image": 1, "video": 0}}
 
 
 class EngineScorer:
@@ -28,6 +30,7 @@ class EngineScorer:
         points: Sequence[Point | None],
         longest: int,
         engine_args: Mapping[str, Any] | None = None,
+        images: bool = False,
     ) -> None:
         """Prepares the engine.
 
@@ -36,6 +39,7 @@ class EngineScorer:
             points: every point that will be asked for; their layers decide the engine's bank.
             longest: most tokens of an item, prompt and answer together.
             engine_args: more arguments of `vllm.LLM`, such as dtype.
+            images: whether any item has an image; an engine for text alone starts faster.
         """
         self.model = model
         self.vectors = vectors
@@ -43,6 +47,7 @@ class EngineScorer:
         self.names = {key: f"v{number}" for number, key in enumerate(sets)}
         self.longest = longest
         self.engine_args = dict(engine_args or {})
+        self.images = images
         self._llm: Any = None
         self._share, self._block = True, _BLOCK
 
@@ -61,8 +66,7 @@ class EngineScorer:
 
         with tempfile.TemporaryDirectory(prefix="grains-sweep-") as folder:
             arguments = {
-                "skip_tokenizer_init": True,
-                "language_model_only": True,
+                **(_IMAGES if self.images else _TEXT),
                 "enforce_eager": True,
                 "max_model_len": self.longest + 1,
                 "block_size": _BLOCK,
@@ -129,15 +133,14 @@ class EngineScorer:
         """Scores (point, item) `jobs`, by indices, into `found`."""
         if not jobs:
             return
-        outputs = self._llm.generate(
-            [
-                {"prompt_token_ids": [*items[index].prompt_ids, *items[index].response_ids]}
-                for _, index in jobs
-            ],
-            [self._params(points[number], items[index], share) for number, index in jobs],
-            use_tqdm=False,
-        )
+        prompts = [_prompt(items[index]) for _, index in jobs]
+        params = [self._params(points[number], items[index], share) for number, index in jobs]
+        try:
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        except refusals() as error:  # such as an item that is too long for --engine-args
+            raise InputError(f"--backend vllm: {error}") from error
         for job, output in zip(jobs, outputs, strict=True):
+            _require_layout(items[job[1]], output)
             score = _score(items[job[1]], output)
             if score is not None:
                 found[job] = score
@@ -164,6 +167,27 @@ class EngineScorer:
             extra_args=steering,
             skip_clone=True,  # made for one request, and nobody else has it
         )  # fmt: skip
+
+
+def _prompt(item: Item) -> dict[str, Any]:
+    """The item as vLLM takes it, which lays images out itself."""
+    if item.image is None:
+        return {"prompt_token_ids": [*item.prompt_ids, *item.response_ids]}
+    return {
+        "prompt_token_ids": [*item.image.plain_ids, *item.response_ids],
+        "multi_modal_data": {"image": item.image.picture.image},
+    }
+
+
+def _require_layout(item: Item, output: Any) -> None:
+    """Raises InputError if vLLM has made other tokens of an image than transformers has."""
+    found = tuple(output.prompt_token_ids)
+    if item.image is not None and found != item.prompt_ids + item.response_ids:
+        raise InputError(
+            f"--backend vllm: vLLM makes {len(found)} tokens of '{item.image.picture.name}', its "
+            f"prompt and answer, transformers {len(item.prompt_ids) + len(item.response_ids)}; "
+            "expected the same ones"
+        )
 
 
 def _score(item: Item, output: Any) -> ItemScore | None:

@@ -83,7 +83,6 @@ def load_decoder(
         InputError: the model cannot be loaded, lacks weights, has no recognisable blocks or holds
             a NaN.
     """
-    import transformers
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -96,12 +95,7 @@ def load_decoder(
     name = Path(model_id).resolve().name if Path(model_id).is_dir() else model_id
     try:
         kind = auto_class(model_id)
-        processor = None
-        if kind is transformers.AutoModelForImageTextToText:
-            processor = transformers.AutoProcessor.from_pretrained(model_id)
-        tokenizer = getattr(processor, "tokenizer", None)
-        if tokenizer is None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(model_id)
+        tokenizer, processor = load_tokenizer(model_id)
         model, loading = kind.from_pretrained(
             model_id, dtype=DTYPES[dtype], device_map=device_map, output_loading_info=True
         )
@@ -138,6 +132,17 @@ def auto_class(model_id: str) -> Any:
     if takes_images(transformers.AutoConfig.from_pretrained(model_id)):
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
+
+
+def load_tokenizer(model_id: str) -> tuple[Any, Any]:
+    """(tokenizer, processor) of a model; the processor is None where it takes no images."""
+    import transformers
+
+    processor = None
+    if auto_class(model_id) is transformers.AutoModelForImageTextToText:
+        processor = transformers.AutoProcessor.from_pretrained(model_id)
+    tokenizer = getattr(processor, "tokenizer", None)
+    return tokenizer or transformers.AutoTokenizer.from_pretrained(model_id), processor
 
 
 def model_fingerprint(model_id: str) -> ModelFingerprint:

@@ -15,6 +15,7 @@ class ImagePrompt:
     Attributes:
         text: the prompt with its one placeholder for the image.
         special: whether the tokenizer adds its own special tokens, as it does to raw text.
+        plain_ids: the token ids with the placeholder as it stands in the text.
         ids: T token ids, the placeholder expanded to one id per image feature.
         image_tokens: T flags, True where an image feature stands.
     """
@@ -22,6 +23,7 @@ class ImagePrompt:
     text: str
     picture: Picture
     special: bool
+    plain_ids: tuple[int, ...]
     ids: tuple[int, ...]
     image_tokens: tuple[bool, ...]
 
@@ -71,7 +73,8 @@ def image_prompt(
             f"{where}: the prompt has no place for its image; raw text needs "
             f"{placeholder(processor)!r}, or make it a chat with --chat"
         )
-    return ImagePrompt(text, picture, special, tuple(ids), flags)
+    plain = processor.tokenizer(text, add_special_tokens=special)["input_ids"]
+    return ImagePrompt(text, picture, special, tuple(plain), tuple(ids), flags)
 
 
 def image_token_id(processor: Any) -> int:

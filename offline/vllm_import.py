@@ -25,3 +25,11 @@ def import_llm(option: str) -> Any:
     if current_platform.is_cpu():  # nothing to overlap with, and it starts sooner
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     return LLM
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What `LLM.generate` raises when it refuses a request; in vLLM 0.32 the second is no
+    ValueError any more."""
+    from vllm.exceptions import VLLMValidationError
+
+    return ValueError, VLLMValidationError

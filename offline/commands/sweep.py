@@ -128,11 +128,6 @@ def sweep(
         pairs = load_pairs(
             data, chat=chat, limit=limit, seed=seed, split=split, allow_image_urls=allow_image_urls
         )
-        if backend == "vllm" and any(pair.picture is not None for pair in pairs.pairs):
-            raise InputError(
-                "--backend vllm scores text alone, but the pairs have images; expected "
-                "--backend transformers"
-            )
         silent = require_disjoint(pairs, vectors)
         if silent:
             _note(

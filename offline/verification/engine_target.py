@@ -7,7 +7,7 @@ from typing import Any
 from grains_vllm.catalogue import Catalogue
 from offline.errors import InputError
 from offline.verification.probes import NONE, NotAnswered, Probe, Reading
-from offline.vllm_import import import_llm
+from offline.vllm_import import import_llm, refusals
 
 _LONGEST = 512
 _TOP = 5  # candidates per generated token
@@ -80,7 +80,7 @@ class EngineTarget:
         ]  # fmt: skip
         try:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        except ValueError as error:
+        except refusals() as error:
             raise NotAnswered(str(error)) from error
         return [_reading(output) for output in outputs]
 

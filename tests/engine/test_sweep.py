@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.hallucination import world as hallucination
 from benchmarks.sycophancy import world
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
 
@@ -17,17 +18,23 @@ ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-3
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sweep")
-    config = json.loads((Path(world.__file__).parent / "model" / "config.json").read_text())
+def save_vectors(folder, model, architecture):
+    """FOLDER/one.safetensors and two.safetensors: random directions for the model."""
+    config = json.loads((model / "config.json").read_text())
+    config = config.get("text_config", config)
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     for seed, name in enumerate(("one", "two")):
         rows = torch.randn(layers, hidden, generator=torch.Generator().manual_seed(seed))
         SteeringVector(
             rows / rows.norm(dim=1, keepdim=True), torch.full((layers,), 8.0),
-            ModelFingerprint("LlamaForCausalLM", hidden, layers),
+            ModelFingerprint(architecture, hidden, layers),
         ).save(folder / f"{name}.safetensors")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    save_vectors(folder, Path(world.__file__).parent / "model", "LlamaForCausalLM")
     path = folder / "result.json"
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.sweep_process", str(folder), str(path)],
@@ -73,3 +80,40 @@ def test_measures_and_choice_agree(result):
 
 def test_a_point_that_the_engine_was_not_started_for_is_refused(result):
     assert "not among the points" in result["refused"]
+
+
+def test_back_ends_agree_on_images(tmp_path):
+    """The commands' own result files, with images in pairs and controls."""
+    model = Path(hallucination.__file__).parent / "model"
+    save_vectors(tmp_path, model, "LlavaForConditionalGeneration")
+    hallucination.write_pairs(tmp_path / "pairs.jsonl", "validation", 8, 1)
+    hallucination.write_controls(
+        tmp_path / "controls.jsonl", hallucination.sample_controls(6, 1), "control"
+    )
+    hallucination.write_texts(tmp_path / "texts.jsonl", 4, 1)
+    found = {}
+    for backend in ("transformers", "vllm"):
+        out = tmp_path / f"{backend}.safetensors"
+        arguments = (
+            *("sweep", tmp_path / "one.safetensors", "--out", out, "--model", model),
+            *("--data", tmp_path / "pairs.jsonl", "--controls", tmp_path / "controls.jsonl"),
+            *("--text", tmp_path / "texts.jsonl", "--layers", "1;2-3", "--strengths", "0.2,-0.4"),
+            *("--positions", "all,text,image,generation", "--backend", backend),
+            *("--min-controls", "0", "--max-perplexity-increase", "9", "--metric", "margin"),
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "offline", *map(str, arguments)], cwd=ROOT,
+            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        found[backend] = json.loads((tmp_path / f"{backend}.sweep.json").read_text())
+    hooks, engine = found["transformers"], found["vllm"]
+    assert len(hooks["points"]) == len(engine["points"]) == 16
+    for mine, theirs in zip(
+        [hooks["base"], *hooks["points"]], [engine["base"], *engine["points"]], strict=True
+    ):
+        for name in ("accuracy", "exact", "controls", "margin", "perplexity"):
+            assert mine[name] == pytest.approx(theirs[name], abs=TOLERANCE), (mine, name)
+    assert len({round(point["margin"], 3) for point in hooks["points"]}) > 10  # they do differ
+    assert hooks["chosen"] == engine["chosen"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import save_world
+from tests.vision import save_vision_world
 
 pytestmark = pytest.mark.engine
 
@@ -26,11 +27,11 @@ layers.shift = lambda stream, delta: stream.float() + delta.float()
 """
 
 
-def verify(folder, more="", *arguments):
+def verify(folder, more="", *arguments, model="llama"):
     """Exit code, report and output of one run."""
     report = folder / "report.json"
     arguments = (
-        *("verify", "--model", folder / "llama", "--config", folder / "llama.yaml"),
+        *("verify", "--model", folder / model, "--config", folder / f"{model}.yaml"),
         *("--engine-args", '{"dtype": "float32"}', "--json", report, "--force", *arguments),
     )
     done = subprocess.run(
@@ -55,6 +56,15 @@ def test_an_engine_passes_and_equals_transformers(tmp_path):
     assert ("transformers: two vectors", "a+d") in checks
     assert ("the receipt is right", "d") in checks
     assert ("cached tokens tell steerings apart", "a") in checks
+
+
+def test_an_image_model_is_verified_on_words(tmp_path):
+    save_vision_world(tmp_path, "llava")
+    code, report, output = verify(tmp_path, "", "--vector", "a", model="llava")
+    assert code == 0, output
+    verdicts = {check["check"]: check["verdict"] for check in report["checks"]}
+    assert set(verdicts.values()) == {"passed"}, output
+    assert "transformers: as configured" in verdicts
 
 
 def test_a_wrong_formula_is_found(tmp_path):
