@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from benchmarks.hallucination import world as hallucination
 from benchmarks.sycophancy import world
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
+from tests import vision
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]
@@ -82,29 +84,34 @@ def test_a_point_that_the_engine_was_not_started_for_is_refused(result):
     assert "not among the points" in result["refused"]
 
 
+def grains_sweep(folder, model, backend, *more):
+    """`grains sweep` of FOLDER/one.safetensors with FOLDER/pairs.jsonl, which has images."""
+    arguments = (
+        *("sweep", folder / "one.safetensors", "--out", folder / f"{backend}.safetensors"),
+        *("--model", model, "--data", folder / "pairs.jsonl", "--backend", backend),
+        *("--metric", "margin", *more),
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "offline", *map(str, arguments)], cwd=ROOT,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
 def test_back_ends_agree_on_images(tmp_path):
     """The commands' own result files, with images in pairs and controls."""
     model = Path(hallucination.__file__).parent / "model"
     save_vectors(tmp_path, model, "LlavaForConditionalGeneration")
+    controls, texts = tmp_path / "controls.jsonl", tmp_path / "texts.jsonl"
     hallucination.write_pairs(tmp_path / "pairs.jsonl", "validation", 8, 1)
-    hallucination.write_controls(
-        tmp_path / "controls.jsonl", hallucination.sample_controls(6, 1), "control"
-    )
-    hallucination.write_texts(tmp_path / "texts.jsonl", 4, 1)
+    hallucination.write_controls(controls, hallucination.sample_controls(6, 1), "control")
+    hallucination.write_texts(texts, 4, 1)
     found = {}
     for backend in ("transformers", "vllm"):
-        out = tmp_path / f"{backend}.safetensors"
-        arguments = (
-            *("sweep", tmp_path / "one.safetensors", "--out", out, "--model", model),
-            *("--data", tmp_path / "pairs.jsonl", "--controls", tmp_path / "controls.jsonl"),
-            *("--text", tmp_path / "texts.jsonl", "--layers", "1;2-3", "--strengths", "0.2,-0.4"),
-            *("--positions", "all,text,image,generation", "--backend", backend),
-            *("--min-controls", "0", "--max-perplexity-increase", "9", "--metric", "margin"),
-        )
-        done = subprocess.run(
-            [sys.executable, "-m", "offline", *map(str, arguments)], cwd=ROOT,
-            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
-            capture_output=True, text=True,
+        done = grains_sweep(
+            tmp_path, model, backend, "--layers", "1;2-3", "--strengths", "0.2,-0.4",
+            "--positions", "all,text,image,generation", "--controls", controls,
+            "--min-controls", "0", "--text", texts, "--max-perplexity-increase", "9",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         found[backend] = json.loads((tmp_path / f"{backend}.sweep.json").read_text())
@@ -117,3 +124,22 @@ def test_back_ends_agree_on_images(tmp_path):
             assert mine[name] == pytest.approx(theirs[name], abs=TOLERANCE), (mine, name)
     assert len({round(point["margin"], 3) for point in hooks["points"]}) > 10  # they do differ
     assert hooks["chosen"] == engine["chosen"]
+
+
+def test_an_image_that_vllm_lays_out_otherwise_is_refused(tmp_path):
+    """Here because it is told to make it smaller."""
+    model = vision.save_vision(tmp_path, "qwen2_vl")
+    vision.random_vector("qwen2_vl", 0).save(tmp_path / "one.safetensors")
+    vision.picture(0).save(tmp_path / "0.png")
+    row = {"image": "0.png", "prompt": [{"role": "user", "content": "what colour is the circle ?"}]}
+    row |= {"chosen": "red", "rejected": "blue and green"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    size = {"size": {"shortest_edge": 16 * 16, "longest_edge": 20 * 20}}
+    done = grains_sweep(
+        tmp_path, model, "vllm", "--engine-args", json.dumps({"mm_processor_kwargs": size}),
+        "--layers", "1", "--strengths", "0.2",
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-6000:]
+    found = re.search(r"vLLM makes (\d+) tokens of '0.png', .*transformers (\d+)", done.stderr)
+    assert found and int(found[1]) < int(found[2]), done.stderr[-3000:]
+    assert not (tmp_path / "vllm.sweep.json").exists()
