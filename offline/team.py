@@ -1,7 +1,8 @@
 """The processes that share one run: how they exchange results, and how one's failure ends all.
 
 torchrun and `accelerate launch` start them and say by environment variables who is who. They only
-exchange bytes, over gloo, so it makes no difference whether they compute on GPUs.
+exchange bytes, through the key-value store by which such processes find each other: it needs no
+threads, and it makes no difference whether they compute on GPUs.
 """
 
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
+from typing import Any
 
 import typer
 
@@ -17,10 +20,48 @@ from offline.errors import InputError
 
 _PATIENCE = timedelta(days=7)  # one process may be busy for long; launchers notice dead ones
 _DATA, _ERROR = b"+", b"-"
+_PIECE = 2**20  # bytes; the store refuses values above 8 MiB
 
 
 class OthersFailedError(Exception):
     """Another process of the team has failed; its message is what users see."""
+
+
+class Post:
+    """Exchanges bytes in rounds, over a torch.distributed.Store."""
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self._store, self._rank, self._size = store, rank, size
+        self._rounds = count()
+
+    def exchange(self, payload: bytes) -> list[bytes]:
+        """What every process has given in this round, by rank; waits for all of them."""
+        number = next(self._rounds)
+        pieces = [payload[start : start + _PIECE] for start in range(0, len(payload), _PIECE)]
+        for place, piece in enumerate(pieces):
+            self._store.set(f"{number}/{self._rank}/{place}", piece)
+        self._store.set(f"{number}/{self._rank}", str(len(pieces)))
+        found = [self._read(number, rank) for rank in range(self._size)]
+        # All have entered this round, so nobody reads the one before any more.
+        self._clear(number - 1)
+        return found
+
+    def leave(self) -> None:
+        """Waits, in the process that may hold the store, until nobody needs it any more."""
+        self._store.set(f"left/{self._rank}", b"")
+        if self._rank == 0:
+            self._store.wait([f"left/{rank}" for rank in range(self._size)])
+
+    def _read(self, number: int, rank: int) -> bytes:
+        length = int(self._store.get(f"{number}/{rank}"))
+        return b"".join(self._store.get(f"{number}/{rank}/{place}") for place in range(length))
+
+    def _clear(self, number: int) -> None:
+        mine = f"{number}/{self._rank}"
+        if number >= 0:
+            for place in range(int(self._store.get(mine))):
+                self._store.delete_key(f"{mine}/{place}")
+            self._store.delete_key(mine)
 
 
 @dataclass(frozen=True)
@@ -30,11 +71,13 @@ class Team:
     Attributes:
         rank: 0 for the process that leads, which alone reads and writes files and shows progress.
         local_rank: the number among the processes of this machine.
+        post: how they exchange results; None for one alone.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    post: Post | None = None
 
     @property
     def leads(self) -> bool:
@@ -90,21 +133,7 @@ class Team:
         return f"cuda:{self.local_rank}"
 
     def _exchange(self, payload: bytes) -> list[bytes]:
-        if self.size == 1:
-            return [payload]
-        import torch
-        from torch.distributed import all_gather
-
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        all_gather(sizes, torch.tensor([len(payload)]))
-        lengths = [int(size) for size in sizes]
-        mine = torch.zeros(max(lengths), dtype=torch.uint8)
-        mine[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        parts = [torch.empty_like(mine) for _ in lengths]
-        all_gather(parts, mine)
-        return [
-            part[:length].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)
-        ]
+        return [payload] if self.post is None else self.post.exchange(payload)
 
     def _tell(self, failed: dict[int, str]) -> None:
         """Prints each message once; then all may end, for launchers end the rest with the first."""
@@ -131,28 +160,32 @@ def joined() -> Iterator[Team]:
     if size == 1:
         yield Team()
         return
-    from torch import distributed
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     try:
-        distributed.init_process_group("gloo", timeout=_PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
     except ValueError as error:  # one of the launcher's variables is missing
         raise InputError(f"WORLD_SIZE is {size}, but torchrun has not set all: {error}") from error
-    team = Team(distributed.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+    post = Post(PrefixStore("grains", store), rank, size)
+    team = Team(rank, size, int(os.environ.get("LOCAL_RANK", "0")), post)
     if not team.leads:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # all of them load the same model
         logging.set_verbosity_error()
+    failed = False
     try:
         yield team
         team.share()
     except OthersFailedError:
-        raise typer.Exit(2) from None
+        failed = True
     except Exception as error:
         message = message_of(error)
         if message is None:
             raise
         team.fail(message)
-        raise typer.Exit(2) from None
-    finally:
-        distributed.destroy_process_group()
+        failed = True
+    post.leave()
+    if failed:
+        raise typer.Exit(2)

@@ -4,9 +4,11 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore
 from typer.testing import CliRunner
 
 from offline.cli import app
@@ -15,7 +17,7 @@ from offline.extract import extract
 from offline.model import load_decoder
 from offline.options import ExtractOptions
 from offline.pairs import load_pairs
-from offline.team import Team, joined
+from offline.team import Post, Team, joined
 from tests.offline.worlds import rows, save_model, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +166,24 @@ def test_an_error_that_all_processes_have_is_shown_once(world, tmp_path):
     messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert messages == ["error: --device-map spreads one process over the GPUs; start just one"]
     assert "[rank" not in done.stderr and done.returncode != 0
+
+
+def test_payloads_of_any_size_reach_all_and_do_not_stay():
+    store = HashStore()
+    sizes = [0, 1, 2**20, 2**20 + 1, 3_000_000, 5]
+
+    def run(rank):
+        post = Post(store, rank, 3)
+        found = [post.exchange(bytes([65 + rank]) * (size + rank)) for size in sizes]
+        post.leave()
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(run, range(3)))
+    expected = [[bytes([65 + rank]) * (size + rank) for rank in range(3)] for size in sizes]
+    assert results == [expected] * 3
+    # Those of the last round, and who has left; a store counts a key of its own.
+    assert store.num_keys() <= 3 * (1 + 1) + 3 + 1
 
 
 def test_devices(monkeypatch):
