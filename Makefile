@@ -17,6 +17,9 @@ VLLM ?= 0.28.0
 ENGINE_TESTS ?= $(addprefix tests/engine/test_,parity.py prefix_cache.py receipts.py refusals.py \
 	unsteered.py)
 
+# How many tests run at a time; each process may hold two engines and two servers of tiny models.
+TEST_PROCESSES ?= 2
+
 .PHONY: help demo test lint install matrix engine-tests peers-install clean
 .DEFAULT_GOAL := help
 
@@ -44,8 +47,10 @@ lint: install
 	@echo "== ruff format" && $(BIN)/ruff format --check .
 	@echo "== mypy" && $(BIN)/mypy
 
+# Tests that share an engine or a server stay in one process, and engines start first.
 test: lint
-	@echo "== pytest" && $(BIN)/python -m pytest
+	@echo "== pytest" && $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup \
+		--no-loadscope-reorder
 
 matrix: install
 	@$(BIN)/python -m tests.matrix.fetch
