@@ -47,7 +47,7 @@ lint: install
 	@echo "== ruff format" && $(BIN)/ruff format --check .
 	@echo "== mypy" && $(BIN)/mypy
 
-# Tests that share an engine or a server stay in one process, and engines start first.
+# Tests that share an engine stay in one process, and engines start first.
 test: lint
 	@echo "== pytest" && $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup \
 		--no-loadscope-reorder

@@ -52,12 +52,18 @@ class BackEnd:
 
             return TransformersScorer(self.decoder, vectors, batch_rows)
         from offline.engine_scorer import EngineScorer
+        from offline.vllm_import import on_cpu
 
         longest = max(len(item.prompt_ids) + len(item.response_ids) for item in items)
         engine = EngineScorer(
             self.model, vectors, points, longest, {"dtype": self.dtype, **engine_args},
             images=any(item.image is not None for item in items),
         )  # fmt: skip
+        if engine.images and self.fingerprint.architecture.startswith("Gemma3") and on_cpu():
+            on_note(
+                "on a CPU vLLM lets Gemma 3's image tokens see no later ones, unlike transformers "
+                "and vLLM on GPUs: these scores are good for serving on a CPU"
+            )
         if engine.bank_bytes > _LARGE_BANK:
             on_note(
                 f"the engine holds the vectors of {len(engine.names)} sets of layers in "

@@ -137,8 +137,9 @@ class EngineScorer:
         params = [self._params(points[number], items[index], share) for number, index in jobs]
         try:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        except refusals() as error:  # such as an item that is too long for --engine-args
-            raise InputError(f"--backend vllm: {error}") from error
+        except refusals(self.images) as error:  # such as an item too long for --engine-args
+            hint = f"; by transformers the longest item has {self.longest} tokens, image included"
+            raise InputError(f"--backend vllm: {error}{hint if self.images else ''}") from error
         for job, output in zip(jobs, outputs, strict=True):
             _require_layout(items[job[1]], output)
             score = _score(items[job[1]], output)
@@ -181,13 +182,20 @@ def _prompt(item: Item) -> dict[str, Any]:
 
 def _require_layout(item: Item, output: Any) -> None:
     """Raises InputError if vLLM has made other tokens of an image than transformers has."""
-    found = tuple(output.prompt_token_ids)
-    if item.image is not None and found != item.prompt_ids + item.response_ids:
-        raise InputError(
-            f"--backend vllm: vLLM makes {len(found)} tokens of '{item.image.picture.name}', its "
-            f"prompt and answer, transformers {len(item.prompt_ids) + len(item.response_ids)}; "
-            "expected the same ones"
+    found, expected = tuple(output.prompt_token_ids), item.prompt_ids + item.response_ids
+    if item.image is None or found == expected:
+        return
+    ours, theirs = f"{len(expected)}", f"{len(found)}"
+    if ours == theirs:
+        differ = (
+            at for at, pair in enumerate(zip(found, expected, strict=True)) if len({*pair}) > 1
         )
+        at = next(differ)
+        ours, theirs = f"{ours} with {expected[at]} at {at}", f"{theirs} with {found[at]} at {at}"
+    raise InputError(
+        f"--backend vllm: vLLM makes {theirs} tokens of '{item.image.picture.name}', its prompt "
+        f"and answer, transformers {ours}; expected the same ones"
+    )
 
 
 def _score(item: Item, output: Any) -> ItemScore | None:

@@ -83,7 +83,6 @@ def load_decoder(
         InputError: the model cannot be loaded, lacks weights, has no recognisable blocks or holds
             a NaN.
     """
-
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
@@ -135,7 +134,11 @@ def auto_class(model_id: str) -> Any:
 
 
 def load_tokenizer(model_id: str) -> tuple[Any, Any]:
-    """(tokenizer, processor) of a model; the processor is None where it takes no images."""
+    """(tokenizer, processor) of a model; the processor is None where it takes no images.
+
+    Raises:
+        OSError, ValueError, KeyError, ImportError: transformers cannot load one of them.
+    """
     import transformers
 
     processor = None

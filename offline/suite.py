@@ -122,9 +122,7 @@ def _controls(
             prompt = [{"role": "user", "content": prompt}]
         picture = row_picture(row, where, path.parent, allow_urls, ("prompt", "completion"))
         if picture is not None and processor is None:
-            raise InputError(
-                f"{where}: it has an image, but the model (or --backend vllm) takes text alone"
-            )
+            raise InputError(f"{where}: it has an image, but the model takes text alone")
         is_text, show = isinstance(prompt, str), picture is not None
         if isinstance(prompt, str):
             text = prompt

@@ -6,10 +6,10 @@ threads, and it makes no difference whether they compute on GPUs.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import count
 from typing import Any
 
@@ -18,9 +18,9 @@ import typer
 from offline.console import message_of, stderr
 from offline.errors import InputError
 
-_PATIENCE = timedelta(days=7)  # one process may be busy for long; launchers notice dead ones
 _DATA, _ERROR = b"+", b"-"
 _PIECE = 2**20  # bytes; the store refuses values above 8 MiB
+_PAUSE = 0.05  # seconds
 
 
 class OthersFailedError(Exception):
@@ -33,35 +33,41 @@ class Post:
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self._store, self._rank, self._size = store, rank, size
         self._rounds = count()
+        self._kept: list[str] = []  # keys of the last round
 
     def exchange(self, payload: bytes) -> list[bytes]:
         """What every process has given in this round, by rank; waits for all of them."""
         number = next(self._rounds)
+        mine = f"{number}/{self._rank}"
         pieces = [payload[start : start + _PIECE] for start in range(0, len(payload), _PIECE)]
-        for place, piece in enumerate(pieces):
-            self._store.set(f"{number}/{self._rank}/{place}", piece)
-        self._store.set(f"{number}/{self._rank}", str(len(pieces)))
+        keys = [f"{mine}/{place}" for place in range(len(pieces))]
+        for key, piece in zip(keys, pieces, strict=True):
+            self._store.set(key, piece)
+        self._store.set(mine, str(len(pieces)))
         found = [self._read(number, rank) for rank in range(self._size)]
         # All have entered this round, so nobody reads the one before any more.
-        self._clear(number - 1)
+        for key in self._kept:
+            self._store.delete_key(key)
+        self._kept = [mine, *keys]
         return found
 
     def leave(self) -> None:
         """Waits, in the process that may hold the store, until nobody needs it any more."""
         self._store.set(f"left/{self._rank}", b"")
         if self._rank == 0:
-            self._store.wait([f"left/{rank}" for rank in range(self._size)])
+            for rank in range(self._size):
+                self._await(f"left/{rank}")
 
     def _read(self, number: int, rank: int) -> bytes:
-        length = int(self._store.get(f"{number}/{rank}"))
-        return b"".join(self._store.get(f"{number}/{rank}/{place}") for place in range(length))
+        theirs = f"{number}/{rank}"
+        self._await(theirs)
+        pieces = range(int(self._store.get(theirs)))
+        return b"".join(self._store.get(f"{theirs}/{place}") for place in pieces)
 
-    def _clear(self, number: int) -> None:
-        mine = f"{number}/{self._rank}"
-        if number >= 0:
-            for place in range(int(self._store.get(mine))):
-                self._store.delete_key(f"{mine}/{place}")
-            self._store.delete_key(mine)
+    def _await(self, key: str) -> None:
+        """Waits as long as it takes: one process may be busy, and launchers notice dead ones."""
+        while not self._store.check([key]):  # its own `wait` would not hear a Ctrl-C
+            time.sleep(_PAUSE)
 
 
 @dataclass(frozen=True)
@@ -164,10 +170,12 @@ def joined() -> Iterator[Team]:
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+        store, rank, size = next(rendezvous("env://"))
     except ValueError as error:  # one of the launcher's variables is missing
         raise InputError(f"WORLD_SIZE is {size}, but torchrun has not set all: {error}") from error
-    post = Post(PrefixStore("grains", store), rank, size)
+    # The store outlives the processes: what those before a restart have left is not for these.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    post = Post(PrefixStore(f"grains/{attempt}", store), rank, size)
     team = Team(rank, size, int(os.environ.get("LOCAL_RANK", "0")), post)
     if not team.leads:
         from transformers.utils import logging

@@ -27,9 +27,21 @@ def import_llm(option: str) -> Any:
     return LLM
 
 
-def refusals() -> tuple[type[Exception], ...]:
+def on_cpu() -> bool:
+    """Whether vLLM would compute on a CPU; `import_llm` says first if there is no vLLM."""
+    import_llm("--backend vllm")
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def refusals(images: bool = False) -> tuple[type[Exception], ...]:
     """What `LLM.generate` raises when it refuses a request; in vLLM 0.32 the second is no
-    ValueError any more."""
+    ValueError any more.
+
+    Args:
+        images: whether requests have images, whose places in a prompt may not be found.
+    """
     from vllm.exceptions import VLLMValidationError
 
-    return ValueError, VLLMValidationError
+    return (ValueError, VLLMValidationError, *([RuntimeError] if images else []))

@@ -40,7 +40,7 @@ def run(tmp_path, monkeypatch):
 def test_a_failure_stops_nobody_and_is_written_down(run):
     known = {
         "fails": Step(("-c", "print('the reason'); raise SystemExit(7)"), 60, 1),
-        "hangs": Step(("-c", "import time; print('waits', flush=True); time.sleep(60)"), 1.5, 1),
+        "hangs": Step(("-c", "import time; print('waits', flush=True); time.sleep(60)"), 5, 1),
         "works": counting(0),
     }
     status, state = run(known)

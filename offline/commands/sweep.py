@@ -158,6 +158,7 @@ def sweep(
             "version": __version__,
             "weights": back_end.weights,
             "dtype": dtype,
+            "engine_args": more_args,
             "grid": {"layers": layers, "strengths": strengths, "positions": positions},
             "drawn": {"limit": limit, "seed": seed, "chat": chat},
         }

@@ -69,6 +69,8 @@ def image_tokens(record: Mapping[str, Any]) -> list[bool]:
 
 
 def _require_spans(spans: Sequence[Sequence[int]], length: int, where: str) -> None:
+    if not spans:
+        raise InputError(f"{where}: 'image.spans' is empty, expected one [start, end] or more")
     done = 0
     for number, span in enumerate(spans):
         if len(span) != 2 or not done <= span[0] < span[1] <= length:

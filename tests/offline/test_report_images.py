@@ -238,6 +238,7 @@ WRONG = [
     (["views", 0, "positions", 1], 1, "holds the position 1, which is in none of 'image.spans'"),
     (["spans"], [[2, 11]], "'image.spans[0]' is [2, 11], expected [start, end], 0 to 10, start <"),
     (["spans"], [[2, 4], [3, 7]], "'image.spans[1]' is [3, 7], expected [start, end], 4 to 10"),
+    (["spans"], [], "'image.spans' is empty, expected one [start, end] or more"),
     (["spans"], [[2]], "'image.spans[0]' is [2], expected [start, end]"),
     (["spans"], [[2, 2]], "'image.spans[0]' is [2, 2], expected"),
     (["spans"], [[True, 7]], "'image.spans[0][0]' is true, expected a whole number"),

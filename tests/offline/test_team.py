@@ -2,8 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +28,7 @@ EXAMPLES = 20  # three groups
 
 # Runs one method after the other in one team; a file of the first process says what came out.
 SCRIPT = """
+import os
 import sys
 from pathlib import Path
 import typer
@@ -59,6 +63,16 @@ def other_data(model, data, folder, team):
     decoder, pairs = load_decoder(model, device="cpu"), load_pairs(data, limit=9 + team.rank)
     extract(decoder, pairs, ExtractOptions(ig_points=8), team=team)
 
+def restarted(folder, team):
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    for number in range(4):
+        mine = f"{attempt} {team.rank} {number}"
+        found = [part.decode() for part in team.share(mine.encode())]
+        assert found == [f"{attempt} {rank} {number}" for rank in range(team.size)], found
+        if (attempt, team.rank, number) == ("0", 1, 2):
+            os._exit(7)
+    Path(folder, f"done-{attempt}-{team.rank}").touch()
+
 if __name__ == "__main__":
     try:
         with input_errors(), joined() as team:
@@ -77,12 +91,12 @@ def world(tmp_path_factory):
     return folder
 
 
-def launch(*arguments, processes=2):
+def launch(*arguments, processes=2, restarts=0):
     """torchrun, or one ordinary process; both with as many threads as the test itself."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(processes)]
+        command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*command, *map(str, arguments)], env=environment, capture_output=True, text=True
@@ -166,6 +180,23 @@ def test_an_error_that_all_processes_have_is_shown_once(world, tmp_path):
     messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert messages == ["error: --device-map spreads one process over the GPUs; start just one"]
     assert "[rank" not in done.stderr and done.returncode != 0
+
+
+def test_a_restart_by_the_launcher_begins_anew(world, tmp_path):
+    """One process dies in the middle; what it had said then is not taken for what it says now."""
+    done = launch(world / "script.py", "restarted", tmp_path, restarts=1)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["done-1-0", "done-1-1"]
+
+
+def test_who_waits_hears_ctrl_c():
+    post = Post(HashStore(), 0, 2)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        post.exchange(b"")
+    assert time.monotonic() - start < 60
 
 
 def test_payloads_of_any_size_reach_all_and_do_not_stay():
