@@ -466,13 +466,13 @@ def test_controls_have_images_as_pairs_do(tmp_path: Path) -> None:
     shown = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
     decoder = decoder_of("llava")
 
-    def controls(row: dict[str, Any]) -> list[Item]:
+    def controls(row: dict[str, Any], processor: Any = decoder.processor) -> list[Item]:
         path = tmp_path / "controls.jsonl"
         path.write_text(json.dumps({"prompt": chat, "completion": "red"} | row))
         return list(
             load_suite(
                 PairSet("", "", 0, []), decoder.tokenizer, decoder.text_config, path,
-                processor=decoder.processor,
+                processor=processor,
             ).suite.controls
         )  # fmt: skip
 
@@ -482,6 +482,8 @@ def test_controls_have_images_as_pairs_do(tmp_path: Path) -> None:
     for row in ({"images": ["a.png", "a.png"]}, {"prompt": shown}):
         with pytest.raises(InputError, match=r"controls.jsonl, line 1: .*image"):
             controls(row)
+    with pytest.raises(InputError, match="line 1: it has an image, but the model takes text alone"):
+        controls({"image": "a.png"}, processor=None)
 
 
 def test_a_placeholder_in_the_text_is_refused(decoder: Decoder) -> None:
