@@ -47,10 +47,8 @@ lint: install
 	@echo "== ruff format" && $(BIN)/ruff format --check .
 	@echo "== mypy" && $(BIN)/mypy
 
-# Tests that share an engine stay in one process, and engines start first.
 test: lint
-	@echo "== pytest" && $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup \
-		--no-loadscope-reorder
+	@echo "== pytest" && $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 matrix: install
 	@$(BIN)/python -m tests.matrix.fetch
