@@ -2,7 +2,9 @@
 
 import re
 import stat
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -51,11 +53,15 @@ def by_both(server, line, act):
     raise AssertionError(f"{line!r} was only logged by {processes(server, line)}")
 
 
-def test_a_change_through_one_is_a_change_for_all(tmp_path, monkeypatch):
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # Two engines may share a processor.
+@pytest.fixture
+def temporary(monkeypatch):
+    """Where processes keep temporary files; a short path, since sockets are among them."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_a_change_through_one_is_a_change_for_all(tmp_path, temporary):
     # As many API servers as ranks is what vLLM starts by itself.
     with started(tmp_path, "--data-parallel-size", "2") as server:
         ask = asking(server)

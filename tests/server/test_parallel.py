@@ -22,7 +22,6 @@ def server(tmp_path_factory):
     characters().save_pretrained(folder / "llama")
     flags = ("--data-parallel-size", "2", "--api-server-count", "2")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # Two engines may share a processor.
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         with serve(folder / "llama", catalogue, *flags) as running:
             yield running
