@@ -1,7 +1,7 @@
 """Checks of single values, for the YAML and for requests, with messages that name the field."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grains_vllm.errors import GrainsConfigError
@@ -9,6 +9,7 @@ from grains_vllm.positions import Positions, PositionsError
 
 # Far beyond any useful strength, and small enough that float32 norms cannot overflow.
 MAX_STRENGTH = 1e6
+_MOST_LISTED = 8  # names in a message
 
 
 def strength(value: Any, where: str, error: type[ValueError] = GrainsConfigError) -> float:
@@ -66,7 +67,23 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def suggestion(found: str, known: tuple[str, ...] | list[str], cutoff: float = 0.75) -> str:
+def closest(found: str, known: Sequence[str], cutoff: float = 0.75) -> str | None:
+    """The known name that is most like `found`, if one is close."""
+    return next(iter(difflib.get_close_matches(found[:80], known, n=1, cutoff=cutoff)), None)
+
+
+def suggestion(found: str, known: Sequence[str], cutoff: float = 0.75) -> str:
     """' (did you mean X?)' where one of the known names is close."""
-    close = difflib.get_close_matches(found[:80], known, n=1, cutoff=cutoff)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = closest(found, known, cutoff)
+    return f" (did you mean {close!r}?)" if close else ""
+
+
+def listed(names: Iterable[str], near: str = "") -> str:
+    """The names in order; of many, those most like `near`, and how many more there are."""
+    known = sorted(names)
+    if len(known) <= _MOST_LISTED:
+        return ", ".join(known)
+    # The nearest first; where too few are near at all, others follow in order.
+    close = difflib.get_close_matches(near[:80], known, n=_MOST_LISTED, cutoff=0.5)
+    shown = list(dict.fromkeys([*close, *known[:_MOST_LISTED]]))[:_MOST_LISTED]
+    return f"{', '.join(shown)} and {len(known) - len(shown)} more (GET /v1/models lists them)"

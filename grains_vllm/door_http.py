@@ -1,7 +1,6 @@
-"""Refuses steering fields at endpoints whose request classes drop what they do not know.
+"""ASGI middleware: refuses steering on routes that would drop it unseen (doors.py knows which).
 
-There neither gate of frontend.py could see them, and the request would be answered as if it had
-asked for nothing. Everywhere else this looks at no body.
+Where frontend.py sees the whole request, which is nearly always, this looks at no body.
 """
 
 import json
@@ -9,54 +8,73 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from grains_vllm import metrics
+from grains_vllm import doors, metrics
+from grains_vllm.doors import Door
+from grains_vllm.frontend import alias_of, state_of
+from grains_vllm.selection import SelectionError
 
-_GENERATE = "/inference/v1/generate"
-_MESSAGES = "/v1/messages"
-_HINTS = {
-    _GENERATE: "put it into sampling_params.extra_args",
-    _MESSAGES: "use the model alias; this vLLM knows no vllm_xargs here",
-}
+_SAFE = ("GET", "HEAD", "OPTIONS")  # no request of the engine comes with these
 
 
 class DoorMiddleware:
-    """For vLLM's --middleware list."""
+    """For vLLM's --middleware list; the app's state.openai_serving_models knows the aliases."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._paths = tuple(path for path in _HINTS if path == _GENERATE or not _messages_hear())
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        path = scope["path"] if scope["type"] == "http" and scope["method"] == "POST" else ""
-        deaf = next((end for end in self._paths if path.endswith(end)), None)
-        if deaf is None:
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        body, again = await _read(receive)
-        field = _dropped(body)
-        if field is None:
-            await self._app(scope, again, send)
-            return
-        message = f"{field}: would be ignored at this endpoint; {_HINTS[deaf]}"
-        metrics.refused(field, message)
-        error = {"message": message, "type": "BadRequestError", "param": field, "code": 400}
-        await JSONResponse({"error": error}, status_code=400)(scope, again, send)
+        path = _path(scope)
+        door = doors.door_of(path)
+        token = doors.undecided.set(path if door is doors.UNDECIDED else None)
+        try:
+            read = scope["type"] == "http" and scope["method"] not in _SAFE
+            if read and not (door.whole and door.alias):
+                body, receive = await _read(receive)
+                try:
+                    _require_heard(body, door, scope["app"].state)
+                except SelectionError as error:
+                    await _refuse(error, scope, receive, send)
+                    return
+            await self._app(scope, receive, send)
+        finally:
+            doors.undecided.reset(token)
 
 
-def _messages_hear() -> bool:
-    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+def _path(scope: Any) -> str:
+    """The path as routes know it, without --root-path."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
-    return "vllm_xargs" in AnthropicMessagesRequest.model_fields
 
-
-def _dropped(body: bytes) -> str | None:
-    """The first key of ours at the top of a JSON body; whatever else is wrong is vLLM's to say."""
+def _require_heard(body: bytes, door: Door, state: Any) -> None:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        return None
-    keys = content if isinstance(content, dict) else ()
-    return next((k[:80] for k in keys if k == "vllm_xargs" or k.startswith("steering")), None)
+        # Whatever else is wrong is vLLM's to say; a form of a known endpoint is no JSON.
+        if door is doors.UNDECIDED and b"steering" in body.lower():
+            raise SelectionError(f"steering: {door.hint}") from None
+        return
+    if not isinstance(content, dict):
+        return
+    if not door.whole:
+        doors.require_heard(content, door)
+    models = getattr(state, "openai_serving_models", None)
+    model = content.get("model")
+    if door.alias or models is None or not isinstance(model, str):
+        return
+    if (served := state_of(models)) is not None and alias_of(model, models, served.catalogue):
+        raise SelectionError(f"model: {door.hint}")
+
+
+async def _refuse(error: SelectionError, scope: Any, receive: Any, send: Any) -> None:
+    metrics.refused(error.field, str(error))
+    facts = {
+        "message": str(error), "type": "BadRequestError", "param": error.field, "code": 400,
+    }  # fmt: skip
+    await JSONResponse({"error": facts}, status_code=400)(scope, receive, send)
 
 
 async def _read(receive: Any) -> tuple[bytes, Any]:

@@ -2,20 +2,22 @@
 
 Two gates see every request. `BaseServing._check_model` runs before a response has begun, so a bad
 request is HTTP 400 when streaming too; `InputProcessor.process_inputs` covers `LLM` and every other
-way in, and is where the decision is written into the request. Both look at one snapshot of the
-catalogue: what the first has let through must not fail at the second, where streams have begun.
+way in, and is where the decision is written into the request. Both look at one snapshot: what the
+first has let through must not fail at the second, where streams have begun and every refusal is a
+400.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import wraps
 from http import HTTPStatus
 from typing import Any
 
-from grains_vllm import metrics
+from grains_vllm import doors, metrics
 from grains_vllm.catalogue import Catalogue
-from grains_vllm.checks import short, suggestion
+from grains_vllm.checks import listed, short
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.marker import build
 from grains_vllm.registry import Registry, Snapshot
@@ -24,6 +26,7 @@ from grains_vllm.selection import (
     CHECKED,
     FIELDS,
     RESERVED,
+    XARGS,
     Choice,
     SelectionError,
     SteeringDisabled,
@@ -31,10 +34,8 @@ from grains_vllm.selection import (
     select,
 )
 
-# Of the HTTP request that is being answered: the catalogue that it was checked by, and when.
-_checked_by: ContextVar[tuple[Catalogue, float] | None] = ContextVar(
-    "grains_catalogue", default=None
-)
+# Of the HTTP request that is being answered: the snapshot that it was checked by, and when.
+_checked_by: ContextVar[tuple[Snapshot, float] | None] = ContextVar("grains_snapshot", default=None)
 # Far less than workers keep a vector that has left the catalogue (bank.GRACE).
 _STALE = 10.0  # seconds
 
@@ -60,8 +61,10 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
 
         try:
             asked = getattr(params, "extra_args", None)
-            catalogue = _as_checked(state.catalogue)
-            choice = select(asked, catalogue, state.enabled, _identity(request_id))
+            state = _as_checked(state)
+            choice = select(asked, state.catalogue, state.enabled, _identity(request_id))
+            if (path := doors.undecided.get()) is not None:
+                _require_plain(path, asked, choice)
             request = original(self, request_id, prompt, params, *args, **kwargs)
             _write(request, choice)
         except SelectionError as error:
@@ -72,10 +75,26 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
     return process_inputs
 
 
-def _as_checked(now: Catalogue) -> Catalogue:
-    """The catalogue that the first gate saw a moment ago, if this request has passed it."""
-    checked = _checked_by.get()
-    return now if checked is None or time.monotonic() - checked[1] > _STALE else checked[0]
+def _as_checked(now: Snapshot) -> Snapshot:
+    """The snapshot that the first gate saw a moment ago, if this request has passed it."""
+    if (checked := _checked_by.get()) is None:
+        return now
+    then, when = checked
+    # Long ago, its vectors may be gone; but it had entered before steering was switched off.
+    return then if time.monotonic() - when <= _STALE else replace(now, enabled=then.enabled)
+
+
+def _require_plain(path: str, asked: Any, choice: Choice) -> None:
+    """Refuses steering on a route that doors.py does not know: it may have dropped what was said,
+    an alias or `steering: none` too."""
+    named = next((name for name in FIELDS if name in (asked or {})), None)
+    if named is not None or choice.steering is not None or choice.fraction is not None:
+        why = named or f"the server's {choice.source} steering"
+        raise SelectionError(
+            f"{why}: {short(path)} is no endpoint where steering has been compared; use "
+            "/v1/chat/completions, /v1/completions or /v1/responses",
+            named or "steering",
+        )
 
 
 def _identity(request_id: str) -> str:
@@ -126,12 +145,12 @@ def _held(request: Any) -> Iterator[tuple[str, int, int]]:
 def _check_model(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def check_model(self: Any, request: Any) -> Any:
-        state = _state(self.models)
+        state = state_of(self.models)
         if state is not None:
             try:
                 _resolve_alias(request, self.models, state.catalogue)
                 _check_request(request, state)
-                _checked_by.set((state.catalogue, time.monotonic()))
+                _checked_by.set((state, time.monotonic()))
             except SelectionError as error:
                 metrics.refused(error.field, str(error))
                 return self.create_error_response(
@@ -149,7 +168,7 @@ def _error_status(error: SelectionError) -> dict[str, Any]:
     return {}
 
 
-def _state(models: Any) -> Snapshot | None:
+def state_of(models: Any) -> Snapshot | None:
     from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
 
     # A registry belongs to a server that renders prompts and has no engine.
@@ -164,17 +183,22 @@ def _of(input_processor: Any) -> Snapshot | None:
     return None if registry is None else registry.snapshot()
 
 
-def _resolve_alias(request: Any, models: Any, catalogue: Catalogue) -> None:
-    """Turns the model `BASE:truthful` into the model BASE with `steering: truthful`.
+def alias_of(model: str, models: Any, catalogue: Catalogue) -> tuple[str, str] | None:
+    """(BASE, vector) of the model name `BASE:vector`, or None for any other name.
 
     BASE is a served model or a LoRA adapter.
+
+    Args:
+        models: vllm.entrypoints.openai.models.serving.OpenAIServingModels.
+
+    Raises:
+        SelectionError: BASE has no such alias, or an adapter has the same name.
     """
     served = {base.name for base in models.base_model_paths}
     adapters = set(models.lora_requests)
-    model = request.model or ""
     bases = [base for base in served | adapters if model.startswith(f"{base}:")]
     if not bases or model in served:
-        return
+        return None
     base = max(bases, key=len)
     name = model.removeprefix(f"{base}:")
     if name in catalogue.vectors and model in adapters:
@@ -183,16 +207,24 @@ def _resolve_alias(request: Any, models: Any, catalogue: Catalogue) -> None:
             "in vllm_xargs, or rename the adapter"
         )
     if model in adapters:
-        return
+        return None
     if name not in catalogue.vectors:
-        known = ", ".join(f"{base}:{vector}" for vector in sorted(catalogue.vectors))
+        known = listed((f"{base}:{vector}" for vector in catalogue.vectors), model)
         raise SelectionError(f"model: unknown alias {short(model)}; known aliases: {known}")
-    request.model = base
+    return base, name
+
+
+def _resolve_alias(request: Any, models: Any, catalogue: Catalogue) -> None:
+    """Turns the model `BASE:truthful` into the model BASE with `steering: truthful`."""
+    model = request.model or ""
+    if (alias := alias_of(model, models, catalogue)) is None:
+        return
+    request.model, name = alias
     if type(request).__name__.startswith(("Tokenize", "Detokenize")):
         return  # No forward pass, so nothing to steer.
     if not _carries_xargs(request):
         raise SelectionError(f"model: the alias {model!r} cannot be used at this endpoint")
-    xargs = dict(getattr(request, "vllm_xargs", None) or {})
+    xargs = dict(getattr(request, XARGS, None) or {})
     parts = str(xargs.setdefault("steering", name)).split(",")
     if name not in (part.partition("=")[0].strip() for part in parts):
         raise SelectionError(
@@ -205,16 +237,17 @@ def _carries_xargs(request: Any) -> bool:
     """Whether this endpoint hands `vllm_xargs` on to the sampling parameters."""
     kind = type(request)
     # A batch of chats keeps it among its extra fields and hands it to every chat.
-    return "vllm_xargs" in kind.model_fields or kind.__name__ == "BatchChatCompletionRequest"
+    return XARGS in kind.model_fields or kind.__name__ == "BatchChatCompletionRequest"
 
 
 def _check_request(request: Any, state: Snapshot) -> None:
     catalogue = state.catalogue
-    xargs = getattr(request, "vllm_xargs", None) or {}
+    params = getattr(request, "sampling_params", None)  # of /inference/v1/generate
+    xargs = (getattr(request, XARGS, None) if params is None else params.extra_args) or {}
     chosen = [name for name in FIELDS if name in xargs]
-    if chosen and not _carries_xargs(request):
+    if chosen and params is None and not _carries_xargs(request):
         raise SelectionError(f"{chosen[0]}: cannot be chosen at this endpoint")
-    _check_misplaced(getattr(request, "model_extra", None) or {})
+    doors.require_heard(getattr(request, "model_extra", None) or {}, doors.OPEN)
     steering = select(xargs, catalogue, state.enabled).steering
     if getattr(request, "use_beam_search", False):
         # vLLM drops the request's own fields there; only the server's default gets through.
@@ -231,20 +264,6 @@ def _check_request(request: Any, state: Snapshot) -> None:
         and _carries_xargs(request)
     ):
         request.vllm_xargs = {**xargs, CANARY_KEY: encodable(str(user))[:512]}
-
-
-def _check_misplaced(extra: Mapping[str, Any]) -> None:
-    """Refuses fields of ours where vLLM ignores them: beside `vllm_xargs` instead of in it."""
-    nested = [extra.get(name) for name in ("extra_body", "extra_args")]
-    for place in (extra, *(value for value in nested if isinstance(value, dict))):
-        for name in place:
-            misplaced = place is not extra and name == "vllm_xargs"
-            misspelt = name != "vllm_xargs" and suggestion(name, ["vllm_xargs"], cutoff=0.85)
-            if name.startswith("steering") or misplaced or misspelt:
-                raise SelectionError(
-                    f"{name[:80]}: belongs into the request's vllm_xargs (with the OpenAI client: "
-                    'extra_body={"vllm_xargs": {...}})'
-                )
 
 
 def require_beam_search(state: Snapshot) -> None:
@@ -284,7 +303,7 @@ def _init_models(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        state = _state(self)
+        state = state_of(self)
         if state is not None:
             names = {base.name for base in self.base_model_paths}
             hidden = names & {
@@ -303,7 +322,7 @@ def _show_available_models(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def show_available_models(self: Any) -> Any:
         models = await original(self)
-        state = _state(self)
+        state = state_of(self)
         if state is not None:
             models.data += [
                 type(card)(

@@ -1,5 +1,6 @@
 """What a request asks for: from `vllm_xargs` / `SamplingParams.extra_args` to a Steering."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,9 +9,11 @@ import numpy as np
 
 from grains_vllm import checks
 from grains_vllm.catalogue import Catalogue, Limits, Steering, Term, VectorEntry
-from grains_vllm.checks import short, suggestion
+from grains_vllm.checks import listed, short, suggestion
+from grains_vllm.likeness import likeness, skeleton
 from grains_vllm.positions import Positions
 
+XARGS = "vllm_xargs"  # where HTTP requests carry the fields
 FIELDS = (
     "steering",
     "steering_strength",
@@ -30,12 +33,16 @@ CHECKED = "grains_checked"
 
 
 class SelectionError(ValueError):
-    """A request that cannot be steered; the message names the field and what is allowed."""
+    """A request that cannot be steered; the message names the field and what is allowed.
 
-    @property
-    def field(self) -> str:
-        """The field that the message begins with."""
-        return str(self).split(":", 1)[0].split(" ", 1)[0]
+    Attributes:
+        field: which one; by default the word that the message begins with.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(encodable(message))  # It quotes keys, and ends in JSON and in logs.
+        first = message.split(":", 1)[0].split(" ", 1)[0]
+        self.field = first if field is None else encodable(field[:80])
 
 
 class SteeringDisabled(SelectionError):
@@ -112,7 +119,9 @@ def _term(part: str, whole: str, vectors: Mapping[str, VectorEntry]) -> Term:
     entry = vectors.get(name)
     if entry is None:
         close = suggestion(name, list(vectors))
-        raise SelectionError(f"steering: unknown vector {short(name)}{close}; {_known(vectors)}")
+        raise SelectionError(
+            f"steering: unknown vector {short(name)}{close}; {_known(vectors, name)}"
+        )
     if not equals:
         return Term(entry, entry.strength, entry.positions, entry.layers)
     try:
@@ -227,16 +236,23 @@ def _check_keys(asked: Mapping[str, Any]) -> None:
         # Other keys belong to other plugins, unless they look like one of ours gone wrong.
         if key in FIELDS or not isinstance(key, str):
             continue
-        lower = key.strip().casefold()
-        if lower == RESERVED or lower.startswith(f"{RESERVED}_"):
-            raise SelectionError(f"{key[:80]}: this key is reserved; allowed: {_FIELDS}")
-        alike = lower.startswith("ste") or not lower.isascii()
-        close = suggestion(lower, FIELDS, cutoff=0.75 if lower == "steer" else 0.85)
-        close = close if alike else ""
-        if lower in ("strength", "positions", "layers") and "steering" in asked:
-            close = f" (did you mean 'steering_{lower}'?)"
-        if close or lower.startswith("steering"):
-            raise SelectionError(f"{key[:80]}: unknown key{close}; known keys: {_FIELDS}")
+        plain = unicodedata.normalize("NFKC", key).strip().casefold()
+        if plain == RESERVED or plain.startswith(f"{RESERVED}_"):
+            raise SelectionError(f"{named(key)}: this key is reserved; allowed: {_FIELDS}", key)
+        bare = skeleton(key)
+        close = None
+        if bare.startswith("ste") or not bare.isascii():
+            close = likeness(key, FIELDS, 0.75 if bare == "steer" else 0.85)
+        if bare in ("strength", "positions", "layers") and "steering" in asked:
+            close = f"steering_{bare}"
+        if close or bare.startswith("steering"):
+            hint = f" (did you mean {close!r}?)" if close else ""
+            raise SelectionError(f"{named(key)}: unknown key{hint}; known keys: {_FIELDS}", key)
+
+
+def named(key: str) -> str:
+    """A key for messages: as it is, or quoted where it would not show as what it is."""
+    return key[:80] if key.isascii() and key.isidentifier() else short(key)
 
 
 def _effective(steering: Steering) -> Steering | None:
@@ -246,5 +262,5 @@ def _effective(steering: Steering) -> Steering | None:
     return replace(steering, terms=terms) if terms else None
 
 
-def _known(vectors: Mapping[str, VectorEntry]) -> str:
-    return f"known vectors: {', '.join(sorted(vectors))}"
+def _known(vectors: Mapping[str, VectorEntry], near: str = "") -> str:
+    return f"known vectors: {listed(vectors, near)}"

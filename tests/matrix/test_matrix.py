@@ -5,11 +5,13 @@ Not in the default run, since the sources have to be fetched: `make matrix`.
 
 import pytest
 
-from grains_vllm import plugin
+from grains_vllm import doors, plugin
 from grains_vllm.layers import _OUTPUT_OF
 from grains_vllm.plugin import TouchPoint
+from tests.matrix.fetch import folder
 from tests.matrix.forwards import FORWARDS
 from tests.matrix.reads import READS
+from tests.matrix.routes import routes
 from tests.matrix.source_tree import SourceTree, digest
 from tests.matrix.versions import RELEASES
 
@@ -45,6 +47,14 @@ def test_layer_forwards(tree: SourceTree, layer: str):
     code = tree.code_of(f"{layer}.forward")
     name = layer.removeprefix("vllm.model_executor.models.")
     assert digest(code) in FORWARDS[name], f"not read yet, {digest(code)}:\n{code}"
+
+
+@each_release
+def test_routes(version: str):
+    """Somebody has decided about every route of the API server (grains_vllm/doors.py)."""
+    found = routes(folder(version) / "vllm" / "entrypoints")
+    assert {"/v1/chat/completions", "/invocations", "/v1/realtime"} <= found
+    assert sorted(route for route in found if not doors.decided(route)) == []
 
 
 def test_the_releases_span_what_plugin_admits():

@@ -1,14 +1,21 @@
-"""Model names that are aliases, what the canary throws its dice on, what a prompt holds."""
+"""Both gates: model names that are aliases, what a request holds, and what happens between them."""
 
+import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.serve.engine.serving import BaseServing
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.sampling_params import SamplingParams
 
+from grains_vllm import doors, frontend
 from grains_vllm.frontend import _held, _identity, _resolve_alias
-from grains_vllm.selection import SelectionError
+from grains_vllm.registry import Registry, Snapshot, _Memory
+from grains_vllm.selection import RESERVED, SelectionError
 
 
 def resolved(catalogue, model, xargs=None, adapters=("law", "tiny:polite", "tiny:other")):
@@ -80,3 +87,86 @@ def test_what_a_prompt_holds_besides_text():
     request = SimpleNamespace(mm_features=features)
     assert list(_held(request)) == [("image", 4, 6), ("image", 7, 8), ("video", 10, 12)]
     assert list(_held(SimpleNamespace(mm_features=None))) == []
+
+
+class Gates:
+    """The two gates of one front end, around stand-ins for what vLLM does behind them."""
+
+    def __init__(self, catalogue):
+        self.registry = Registry(_Memory(Snapshot(catalogue, enabled=True)))
+        self.grains_registry = self.registry
+        self.create_error_response = BaseServing.create_error_response
+        self.models = SimpleNamespace(
+            base_model_paths=[SimpleNamespace(name="tiny")], lora_requests={}, input_processor=self
+        )
+
+    async def first(self, **body):
+        async def accept(_, request):
+            return None
+
+        request = ChatCompletionRequest(messages=[], **body)
+        return await frontend._check_model(accept)(self, request)
+
+    def second(self, extra_args=None):
+        def build(_, request_id, prompt, params):
+            return SimpleNamespace(
+                sampling_params=params,
+                mm_features=None,
+                prompt_token_ids=[5, 6],
+                prompt_embeds=None,
+            )
+
+        params = SamplingParams(extra_args=extra_args)
+        request = frontend._process_inputs(build)(self, "1", "x", params)
+        return request.sampling_params.extra_args.get(RESERVED)
+
+
+STEERED = {"steering": "truthful"}
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_who_has_entered_is_steered_though_steering_is_switched_off(catalogue, monkeypatch, late):
+    """A refusal at the second gate would be a 400, and in a stream come after a 200."""
+
+    async def ask():
+        gates = Gates(catalogue())
+        assert await gates.first(vllm_xargs=STEERED) is None
+        gates.registry.set_enabled(False)
+        if late:
+            now = time.monotonic() + 60
+            monkeypatch.setattr(frontend.time, "monotonic", lambda: now)
+        assert gates.second(STEERED)["terms"][0]["name"] == "truthful"
+        refused = await gates.first(vllm_xargs=STEERED)
+        assert (refused.error.code, refused.error.param) == (503, "steering")
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("top", "extra_args", "message"),
+    [
+        ({}, STEERED, "steering: '/v9/think' is no endpoint where steering has been compared"),
+        ({}, {"steering": "none"}, "steering: '/v9/think' is no endpoint"),
+        ({"default": "truthful"}, None, "the server's default steering: '/v9/think' is no"),
+        ({"canary": {"name": "truthful", "fraction": 0.0}}, None, "the server's canary steering"),
+    ],
+)
+def test_an_endpoint_that_nobody_knows_takes_no_steering(catalogue, top, extra_args, message):
+    token = doors.undecided.set("/v9/think")
+    try:
+        with pytest.raises(VLLMValidationError, match=message):
+            Gates(catalogue(**top)).second(extra_args)
+        assert Gates(catalogue()).second() is None
+    finally:
+        doors.undecided.reset(token)
+
+
+def test_an_error_shows_a_few_of_many_vectors(catalogue):
+    names = [f"v{number:03}" for number in range(323)]
+    many = catalogue({name: {"path": "one.safetensors", "strength": 1} for name in names})
+    alias = asyncio.run(Gates(many).first(model="tiny:v3177"))
+    field = asyncio.run(Gates(many).first(vllm_xargs={"steering": "v3177"}))
+    for refused in (alias, field):
+        assert "v317, " in refused.error.message
+        assert refused.error.message.endswith("and 315 more (GET /v1/models lists them)")
+        assert len(refused.error.message) < 300

@@ -33,7 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         lines.append(f"  {name}: {{path: {name}.safetensors, strength: 0.5}}")
     catalogue = folder / "steering.yaml"
     catalogue.write_text("\n".join(lines) + "\n")
-    with serve(MODEL, catalogue, "--enable-prompt-tokens-details") as running:
+    flags = ("--enable-prompt-tokens-details", "--enable-scale-out")
+    with serve(MODEL, catalogue, *flags) as running:
         yield running
 
 

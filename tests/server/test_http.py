@@ -212,6 +212,54 @@ def test_endpoints_that_would_drop_the_steering_refuse_it(server):
         assert "at this endpoint" in response.json()["error"]["message"]
 
 
+# Routes whose request classes drop what they do not know: what is heard there, and what is refused.
+INTO = {"max_tokens": 2, "temperature": 0}
+ROUTES = {
+    "/invocations": {"model": "tiny", "messages": MESSAGES, **INTO},
+    "/v1/messages": {"model": "tiny", "messages": MESSAGES[1:], **INTO},
+    "/inference/v1/generate": {"model": "tiny", "token_ids": [5, 6], "sampling_params": INTO},
+}
+FIELDS = {"steering": "truthful"}
+HEARD = [
+    ("/invocations", {}, {}, False),
+    ("/invocations", {"vllm_xargs": FIELDS}, {}, True),
+    ("/invocations", {}, {"X-Amzn-SageMaker-Adapter-Identifier": "tiny:truthful"}, True),
+    ("/v1/messages", {"model": "tiny:truthful"}, {}, True),
+    ("/v1/messages", {"vllm_xargs": FIELDS}, {}, True),
+    ("/inference/v1/generate", {"sampling_params": {**INTO, "extra_args": FIELDS}}, {}, True),
+]
+NOT_HEARD = [
+    ("/invocations", {"model": "tiny:truthful"}),
+    ("/invocations", FIELDS),
+    ("/invocations", {"VLLM_XARGS": FIELDS}),
+    ("/v1/messages", FIELDS),
+    ("/v1/messages", {"extra_body": {"vllm_xargs": FIELDS}}),
+    ("/v1/messages/render", FIELDS),
+    ("/inference/v1/generate", {"model": "tiny:truthful"}),
+    ("/inference/v1/generate", {"vllm_xargs": FIELDS}),
+    ("/inference/v1/generate", {"sampling_params": {**INTO, **FIELDS}}),
+    (
+        "/inference/v1/generate",
+        {"sampling_params": {**INTO, "extra_args": {"steering": "nobody"}}, "stream": True},
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "change", "headers", "steered"), HEARD)
+def test_routes_that_hear_steer_and_say_so(server, path, change, headers, steered):
+    body = {**ROUTES[path], **change}
+    answer = httpx.post(f"{server.url}{path}", json=body, headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json().get("grains", {}).get("steered", False) is steered, answer.text
+
+
+@pytest.mark.parametrize(("path", "change"), NOT_HEARD)
+def test_routes_that_would_not_hear_refuse(server, path, change):
+    body = {**ROUTES[path.removesuffix("/render")], **change}
+    answer = httpx.post(f"{server.url}{path}", json=body, timeout=60)
+    assert answer.status_code == 400, answer.text
+
+
 def test_batches_of_chats_are_steered_by_alias(server):
     def first_logprob(model):
         body = {"model": model, "messages": [MESSAGES], "max_tokens": 1, "logprobs": True}
