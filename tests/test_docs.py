@@ -33,3 +33,14 @@ def test_the_readmes_catalogues_are_valid(tmp_path):
             random_vector("llama", 0).save(tmp_path / settings["path"])
         (tmp_path / "steering.yaml").write_text(text)
         assert read_catalogue({"config": str(tmp_path / "steering.yaml")}).vectors
+
+
+def test_the_tests_that_the_documents_name_exist():
+    named = {
+        test
+        for page in (ROOT / "docs").glob("*.md")
+        for test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text())
+    }
+    assert named
+    for file, test in named:
+        assert f"def {test}" in (ROOT / file).read_text(), (file, test)
