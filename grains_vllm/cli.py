@@ -53,6 +53,11 @@ def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
             raise GrainsConfigError("--enable-grains needs --grains-config FILE")
         if path and not enabled:
             raise GrainsConfigError("--grains-config was given without --enable-grains")
+        if enabled and getattr(args, "grpc", False):
+            raise GrainsConfigError(
+                "--enable-grains cannot be used with --grpc: nobody has compared what its requests "
+                "can carry"
+            )
         if enabled:
             additional, mine = engine_args.additional_config or {}, {"config": path}
             if additional.get(KEY, mine) != mine:

@@ -280,13 +280,15 @@ def test_refuses_everything_on_an_unsupported_vllm(world, monkeypatch):
     [
         (["--enable-grains"], "--enable-grains needs --grains-config FILE"),
         (["--grains-config", "x.yaml"], "without --enable-grains"),
+        (["--enable-grains", "--grains-config", "x.yaml", "--grpc"], "cannot be used with --grpc"),
     ],
 )
-def test_flags_come_as_a_pair(vllm_config, world, argv, message):
+def test_flags_that_do_not_go_together(vllm_config, world, argv, message):
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    parser.add_argument("--grpc", action="store_true")  # as `vllm serve` has it
     args = parser.parse_args(["--model", str(world / "llama"), *argv])
     assert isinstance(args, argparse.Namespace)
     with pytest.raises(GrainsConfigError, match=message):
