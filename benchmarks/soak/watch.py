@@ -16,7 +16,7 @@ _VLLM = {
     "vllm:num_preemptions_total": "preemptions",
     "vllm:prefix_cache_hits_total": "cache_hits",
     "vllm:prefix_cache_queries_total": "cache_queries",
-    "vllm:request_success_total": "finished",
+    "vllm:iteration_tokens_total_count": "steps",
 }
 
 # What a process is, by a word of its command line (vLLM sets it for all but the first).
