@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 MIB = 2**20
-# Bytes per step of the engine. What vLLM itself gains for good is a fifth of this, see the README.
+# Bytes per step of the engine; vLLM itself gains about 60, see the README.
 LIMIT = 512
 ENOUGH = 8000  # steps in a quarter; with fewer, a single one of the allocator exceeds the limit
 
