@@ -29,10 +29,11 @@ from benchmarks.server import free_port, running
 from benchmarks.soak.asks import Asker
 from benchmarks.soak.churn import Churn
 from benchmarks.soak.expected import guest_of
+from benchmarks.soak.growth import growth, leaks
 from benchmarks.soak.plot import over_time
 from benchmarks.soak.solo import TOLERANCE, Comparison, against_reference, against_solo
 from benchmarks.soak.traffic import Ledger, rush
-from benchmarks.soak.watch import metrics, slope, watch, workers
+from benchmarks.soak.watch import metrics, watch, workers
 from benchmarks.soak.world import MODEL, SERVED, World
 from grains_vllm.vectors import write_aside
 from offline.plot_style import save
@@ -43,7 +44,9 @@ FLAGS = (
     *("--enforce-eager", "--dtype", "float32", "--max-model-len", "256", "--block-size", "32"),
     *("--max-num-seqs", "32", "--num-gpu-blocks-override", "64", "--disable-uvicorn-access-log"),
 )
-WARM_UP = 0.25  # of a phase, before growth of memory counts
+# oneDNN keeps the kernels it compiles, one per layer shape and number of tokens: 300 MiB of the
+# default 1,024 would hide what else grows.
+ONEDNN_KERNELS = 64
 REFERENCES = 24  # samples of a phase that are also scored with transformers
 
 
@@ -156,13 +159,14 @@ async def _traffic(
         problems += left_over
         _tell(phase, f"quiet; compares {len(ledger.samples)} answers")
         solo, reference = await _compare(client, args, world, ledger, churn)
-        problems += [*solo.problems, *reference.problems]
+        grown = growth(series)
+        problems += [*solo.problems, *reference.problems, *leaks(grown)]
         return {
             "name": phase.name, "slots": phase.slots, "seconds": round(took, 1),
             "counts": dict(sorted(ledger.counts.items())),
             "changes": dict(churn.changes),
             "solo": _short(solo), "reference": _short(reference),
-            "memory": _growth(series), "peaks": _peaks(series), "at_rest": at_rest,
+            "memory": grown, "peaks": _peaks(series), "at_rest": at_rest,
             "problems": problems, "series": _thin(series),
         }, first  # fmt: skip
 
@@ -201,22 +205,6 @@ def _short(found: Comparison) -> dict[str, Any]:
     return {**asdict(found), "problems": len(found.problems)}
 
 
-def _growth(series: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """MiB per process at first, after the warm-up and at last, and MiB per hour after it."""
-    start = int(len(series) * WARM_UP)
-    times = [point["seconds"] for point in series[start:]]
-    growth = {}
-    for name in series[0]["rss_mib"]:
-        values = [point["rss_mib"][name] for point in series]
-        growth[name] = {
-            "first": round(values[0], 1),
-            "warm": round(values[start], 1),
-            "last": round(values[-1], 1),
-            "mib_per_hour": round(3600 * slope(times, values[start:]), 1),
-        }
-    return growth
-
-
 def _peaks(series: list[dict[str, Any]]) -> dict[str, float]:
     """The largest figure of everything that was watched."""
     found: dict[str, float] = {}
@@ -232,7 +220,9 @@ def _thin(series: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "seconds": round(point["seconds"], 1),
-            "rss_mib": {name: round(value, 1) for name, value in point["rss_mib"].items()},
+            "rss_mib": {
+                name: round(sum(kinds.values()), 1) for name, kinds in point["mib"].items()
+            },
             "metrics": {"running": point["metrics"].get("running")},
             "workers": {
                 name: point["workers"].get(name)
@@ -248,9 +238,12 @@ def _server(world: World, log: Path) -> Iterator[str]:
     port = free_port()
     command = ["vllm", "serve", str(MODEL), "--served-model-name", SERVED, "--port", str(port)]
     command += ["--host", "127.0.0.1", "--enable-grains", "--grains-config", str(world.config)]
-    # Both for this process's children only: the admin routes, and a look into the worker.
-    os.environ.update(VLLM_PLUGINS="grains", VLLM_SERVER_DEV_MODE="1")
-    with running([*command, *FLAGS], port, log) as url:
+    variables = {
+        "VLLM_PLUGINS": "grains",  # the admin routes
+        "VLLM_SERVER_DEV_MODE": "1",  # a look into the worker
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(ONEDNN_KERNELS),
+    }
+    with running([*command, *FLAGS], port, log, variables) as url:
         yield url
 
 

@@ -21,7 +21,7 @@ def over_time(document: dict[str, Any]) -> Figure:
             for axes in (memory, slots, requests):
                 if index:
                     axes.axvline(offset, color=MUTED, linestyle=(0, (4, 3)))
-            for colour, name in zip(LINES, phase["memory"], strict=False):
+            for colour, name in zip(LINES, series[0]["rss_mib"], strict=False):
                 values = [point["rss_mib"][name] for point in series]
                 memory.plot(minutes, values, color=colour, label=None if index else name)
             for axes, colour, source, name, label in (

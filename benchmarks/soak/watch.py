@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -17,8 +16,8 @@ _VLLM = {
     "vllm:num_preemptions_total": "preemptions",
     "vllm:prefix_cache_hits_total": "cache_hits",
     "vllm:prefix_cache_queries_total": "cache_queries",
+    "vllm:iteration_tokens_total_count": "steps",
 }
-
 
 # What a process is, by a word of its command line (vLLM sets it for all but the first).
 _PROCESSES = {
@@ -29,16 +28,24 @@ _PROCESSES = {
 }
 
 
-def memory() -> dict[str, float]:
-    """MiB resident in the server's processes, which are children of this one, by what they are."""
-    found = dict.fromkeys(_PROCESSES.values(), 0.0)
+# What a mapping is, by the start of its name in /proc/PID/smaps: the main thread's malloc; other
+# threads' malloc, Python's objects, tensors and the KV cache; queues between processes; libraries.
+KINDS = {"[heap]": "heap", "[": "anonymous", "/dev/shm/": "shared", "": "files"}
+
+
+def memory() -> dict[str, dict[str, float]]:
+    """MiB resident in this process's children, the server's, by what they are and by kind."""
+    found = {name: dict.fromkeys(KINDS.values(), 0.0) for name in _PROCESSES.values()}
     for process in psutil.Process().children(recursive=True):
         try:
             command = " ".join(process.cmdline())
-            name = next(n for word, n in _PROCESSES.items() if word in command)
-            found[name] += process.memory_info().rss / MIB
+            maps = process.memory_maps()
         except psutil.Error:  # It has just ended.
             continue
+        name = next(n for word, n in _PROCESSES.items() if word in command)
+        for mapped in maps:
+            kind = next(k for start, k in KINDS.items() if mapped.path.startswith(start))
+            found[name][kind] += mapped.rss / MIB
     return found
 
 
@@ -71,19 +78,9 @@ async def watch(client: httpx.AsyncClient, every: float, series: list[dict[str, 
         series.append(
             {
                 "seconds": time.monotonic() - began,
-                "rss_mib": memory(),
+                "mib": memory(),
                 "metrics": await metrics(client),
                 "workers": await workers(client),
             }
         )
         await asyncio.sleep(every)
-
-
-def slope(times: Sequence[float], values: Sequence[float]) -> float:
-    """Least squares: how much `values` grow per second."""
-    if len(times) < 2:
-        return 0.0
-    middle_t, middle_v = sum(times) / len(times), sum(values) / len(values)
-    spread = sum((t - middle_t) ** 2 for t in times)
-    both = sum((t - middle_t) * (v - middle_v) for t, v in zip(times, values, strict=True))
-    return both / spread if spread else 0.0
