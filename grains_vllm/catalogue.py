@@ -206,7 +206,7 @@ class Catalogue:
 
 def catalogue_of(vllm_config: Any) -> Catalogue | None:
     """The catalogue that an engine was started with, or None for an engine without grains."""
-    additional = vllm_config.additional_config
+    additional = getattr(vllm_config, "additional_config", None)
     data = additional.get(KEY) if isinstance(additional, Mapping) else None
     return None if data is None else Catalogue.from_json(data)
 
