@@ -160,6 +160,15 @@ class Catalogue:
     admin: Admin | None = None
     layer_output: str | None = None
 
+    @property
+    def unchecked(self) -> bool:
+        """Whether how layers return their stream is somebody's word.
+
+        Said of a known class too where the YAML has `layer_output` although it need not: in the
+        front end nobody knows the layers' classes, and a doubt too many does no harm.
+        """
+        return self.layer_output is not None
+
     def to_json(self) -> dict[str, Any]:
         """The canonical form for `additional_config`: JSON-able, the same for every order."""
         return {

@@ -206,23 +206,21 @@ class Changes:
             raise Refusal(422, f"the workers refused the change: {'; '.join(problems)}")
 
 
-async def ask_workers(
-    engine: Any, method: str, *args: Any, patience: float = PATIENCE_S
-) -> list[dict[str, Any]]:
+async def ask_workers(engine: Any, method: str, *args: Any) -> list[dict[str, Any]]:
     """collective_rpc with the answers of every data-parallel rank.
 
     Raises:
-        TimeoutError: there is no answer after `patience` seconds.
+        TimeoutError: there is no answer after PATIENCE_S.
         vLLM's EngineDeadError: the engine has died meanwhile; vLLM itself would wait for good.
     """
     asking = asyncio.create_task(_ask_ranks(engine, method, args))
-    until = time.monotonic() + patience
+    until = time.monotonic() + PATIENCE_S
     try:
         while not (await asyncio.wait({asking}, timeout=_GLANCE_S))[0]:
             if engine.errored:
                 raise engine.dead_error
             if time.monotonic() > until:
-                raise TimeoutError(f"the workers did not answer within {patience:g} s")
+                raise TimeoutError(f"the workers did not answer within {PATIENCE_S:g} s")
         return asking.result()
     finally:
         asking.cancel()

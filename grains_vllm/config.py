@@ -298,4 +298,3 @@ def _layer_list(value: Any, where: str) -> list[int]:
     if not isinstance(layers, list) or not layers or any(type(n) is not int for n in layers):
         raise GrainsConfigError(f"{where}: {short(value)} is not a layer number or a list of them")
     return layers
-

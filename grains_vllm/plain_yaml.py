@@ -4,13 +4,13 @@ PyYAML by itself keeps the last of two equal keys, makes dates, sets and bytes o
 multiplies whatever aliases name.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from grains_vllm.checks import short
 
-# More than any list of vectors; PyYAML reads about one of these MiB in ten seconds.
+# More than any list of vectors.
 MAX_BYTES = 2**24
 # Values that aliases may stand for, all together.
 MAX_REPEATED = 100_000
@@ -34,7 +34,9 @@ def load(payload: bytes) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise PlainYAMLError(f"{place}{error.problem or error.context}") from error
+        raise PlainYAMLError(
+            place + ", ".join(filter(None, (error.context, error.problem)))
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PlainYAMLError(" ".join(str(error).split())) from error
     except RecursionError as error:
@@ -52,7 +54,7 @@ def _unknown(_: Any, node: Any) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_constructors = {
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
         **{_TAG + kind: yaml.SafeLoader.yaml_constructors[_TAG + kind] for kind in _KINDS},
         None: _unknown,
     }

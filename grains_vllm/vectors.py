@@ -196,13 +196,16 @@ def read_whole(
         handle = os.open(path, flags, dir_fd=dir_fd)
     except ValueError as error:  # A NUL, or what the file system's encoding lacks.
         raise OSError(str(error)) from error
-    with open(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise OSError("it is not a plain file")
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, {most} are allowed")
-        return file.read(status.st_size)
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    finally:
+        os.close(handle)
 
 
 def tensors_of(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

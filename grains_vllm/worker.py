@@ -192,6 +192,12 @@ def install(worker: Any, catalogue: Catalogue) -> Steerer:
     steerer.preload(catalogue.vectors.values())
     if hasattr(runner, "model_memory_usage"):
         runner.model_memory_usage += bank.num_bytes
+    if catalogue.unchecked:
+        logger().warning(
+            "grains: layer_output=unchecked: nobody has checked that the layers of this model hand "
+            "on their residual stream as %r, as the YAML says; receipts say so too",
+            catalogue.layer_output,
+        )
     logger().info(
         "grains: %d vectors, %d layers, %.2f MiB (%d slots, %d filled; %d layers on this rank)",
         len(catalogue.vectors),
