@@ -47,7 +47,7 @@ class ChangeLimits(BaseModel):
 class LayerOutput(BaseModel):
     """How the model's layers hand on their residual stream."""
 
-    convention: Literal["sum", "single", "first"] | None = Field(
+    convention: str | None = Field(
         description="as the YAML says; null: as grains-vllm knows of the layers' classes"
     )
     evidence: Literal["known", "unchecked"]

@@ -301,12 +301,12 @@ def test_refuses_other_kinds_of_files(tmp_path):
             read_catalogue({"config": name})
 
 
-@pytest.mark.parametrize("layers", [10**5000, [10**5000], {1}, [[1]]])
-def test_refuses_values_that_no_file_could_hold(folder, layers):
+def test_refuses_values_that_no_file_could_hold(folder):
     """Given inline, as Python objects."""
     vectors = {"v": {**ONE, "path": str(folder / "one.safetensors")}}
-    with pytest.raises(GrainsConfigError, match="steered_layers: "):
-        read_catalogue({"vectors": vectors, "steered_layers": layers})
+    for layers in (10**5000, [10**5000], {1}, [[1]]):
+        with pytest.raises(GrainsConfigError, match="steered_layers: "):
+            read_catalogue({"vectors": vectors, "steered_layers": layers})
 
 
 def test_refuses_a_mixed_form():

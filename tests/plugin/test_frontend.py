@@ -1,13 +1,23 @@
 """Model names that are aliases, what the canary throws its dice on, what a prompt holds."""
 
+from contextvars import copy_context
 from types import SimpleNamespace
 
 import pytest
 import torch
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.sampling_params import SamplingParams
 
-from grains_vllm.frontend import _held, _identity, _resolve_alias
+from grains_vllm.frontend import (
+    _check_request,
+    _held,
+    _identity,
+    _process_inputs,
+    _resolve_alias,
+)
+from grains_vllm.receipts import in_beam_search
+from grains_vllm.registry import Snapshot
 from grains_vllm.selection import SelectionError
 
 
@@ -80,3 +90,23 @@ def test_what_a_prompt_holds_besides_text():
     request = SimpleNamespace(mm_features=features)
     assert list(_held(request)) == [("image", 4, 6), ("image", 7, 8), ("video", 10, 12)]
     assert list(_held(SimpleNamespace(mm_features=None))) == []
+
+
+@pytest.mark.parametrize(("output", "said"), [({}, None), ({"layer_output": "sum"}, "unchecked")])
+def test_a_marker_says_what_nobody_has_checked(catalogue, output, said):
+    snapshot = Snapshot(catalogue(**output), True)
+    processor = SimpleNamespace(grains_registry=SimpleNamespace(snapshot=lambda: snapshot))
+    params = SamplingParams(extra_args={"steering": "truthful"})
+    made = SimpleNamespace(
+        sampling_params=params, prompt_token_ids=[1, 2], prompt_embeds=None, mm_features=None
+    )
+    _process_inputs(lambda *_: made)(processor, "1", None, params)
+    assert params.extra_args["grains"].get("layer_output") == said
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_beam_search_is_known_by_its_request(catalogue, asked):
+    request = ChatCompletionRequest(messages=[], model="tiny", use_beam_search=asked)
+    context = copy_context()
+    context.run(_check_request, request, Snapshot(catalogue(), True))
+    assert context.get(in_beam_search, False) is asked

@@ -141,7 +141,7 @@ def test_every_wrapper_passes_an_engine_without_grains_through(monkeypatch):
             assert calls == [told(given, {})], f"{module}.{owner}.{name}"
             assert name == "__init__" or found is result, f"{module}.{owner}.{name}"
             tried.add(f"{owner}.{name}".removeprefix("."))
-    assert len(tried) > 20, tried
+    assert len(tried) >= 20, tried
     assert tried >= {"EngineCore.collective_rpc", "EngineArgs.create_engine_config"}
 
 

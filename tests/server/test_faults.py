@@ -239,7 +239,7 @@ BROKEN = {
         "vectors: {a: {path: vectors/polite.safetensors, strength: 1},"
         " a: {path: vectors/brief.safetensors, strength: 1}}", "stands here twice",
     ),
-    "bytes": (b"\xff\xfe\x00vectors", "cannot be read"),
+    "bytes": (b"\xff\xfe\x00vectors", "not valid YAML"),
     "python": ("vectors: !!python/object/apply:os.system ['true']", "not valid YAML"),
     "a bomb": (
         "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b]\n"
