@@ -282,19 +282,22 @@ async def reload(operator: Operator) -> Reloaded:
     return Reloaded(**await operator.changes.reload())
 
 
-@router.post("/disable", responses=_documented())
+@router.post("/disable", responses=_documented(503))
 async def disable(operator: Operator) -> Switched:
     """Turns steering off at once: who asks for it gets 503, everybody else plain answers."""
     return _switched(operator, False)
 
 
-@router.post("/enable", responses=_documented())
+@router.post("/enable", responses=_documented(503))
 async def enable(operator: Operator) -> Switched:
     """Turns steering on again."""
     return _switched(operator, True)
 
 
 def _switched(operator: Console, enabled: bool) -> Switched:
-    operator.registry.set_enabled(enabled)
+    try:
+        operator.registry.set_enabled(enabled)
+    except TimeoutError as error:
+        raise Refusal(503, str(error)) from error
     logger().warning("grains: steering enabled=%s", str(enabled).lower())
     return Switched(enabled=enabled)

@@ -1,10 +1,10 @@
 """What a server can do, for clients that want to know before they ask."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import vllm
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from grains_vllm import __version__
 from grains_vllm.checks import MAX_STRENGTH
@@ -44,6 +44,15 @@ class ChangeLimits(BaseModel):
     max_bytes: int
 
 
+class LayerOutput(BaseModel):
+    """How the model's layers hand on their residual stream."""
+
+    convention: str | None = Field(
+        description="as the YAML says; null: as grains-vllm knows of the layers' classes"
+    )
+    evidence: Literal["known", "unchecked"]
+
+
 class Supported(BaseModel):
     fields: list[str]
     positions: str
@@ -58,6 +67,7 @@ class Capabilities(BaseModel):
     versions: Versions
     model: Model
     layers: list[int]
+    layer_output: LayerOutput
     limits: RequestLimits
     changes: ChangeLimits | None
     runner: str
@@ -90,6 +100,10 @@ def capabilities(vllm_config: Any, snapshot: Snapshot) -> Capabilities:
             num_layers=catalogue.model.num_layers,
         ),
         layers=list(limits.layers),
+        layer_output=LayerOutput(
+            convention=catalogue.layer_output,
+            evidence="unchecked" if catalogue.unchecked else "known",
+        ),
         limits=RequestLimits(
             slots=limits.slots,
             max_vectors_per_request=limits.max_vectors_per_request,

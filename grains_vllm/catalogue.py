@@ -160,6 +160,15 @@ class Catalogue:
     admin: Admin | None = None
     layer_output: str | None = None
 
+    @property
+    def unchecked(self) -> bool:
+        """Whether how layers return their stream is somebody's word.
+
+        Said of a known class too where the YAML has `layer_output` although it need not: in the
+        front end nobody knows the layers' classes, and a doubt too many does no harm.
+        """
+        return self.layer_output is not None
+
     def to_json(self) -> dict[str, Any]:
         """The canonical form for `additional_config`: JSON-able, the same for every order."""
         return {
@@ -206,7 +215,7 @@ class Catalogue:
 
 def catalogue_of(vllm_config: Any) -> Catalogue | None:
     """The catalogue that an engine was started with, or None for an engine without grains."""
-    additional = vllm_config.additional_config
+    additional = getattr(vllm_config, "additional_config", None)
     data = additional.get(KEY) if isinstance(additional, Mapping) else None
     return None if data is None else Catalogue.from_json(data)
 

@@ -5,20 +5,23 @@ removed vector steers them to their end, since workers keep it as long as a requ
 """
 
 import asyncio
-import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from grains_vllm import metrics
+from grains_vllm import folder, metrics
 from grains_vllm.catalogue import Admin, Catalogue, VectorEntry
 from grains_vllm.checks import short
 from grains_vllm.config import read_catalogue, read_entry
 from grains_vllm.errors import GrainsConfigError
-from grains_vllm.folder import NotInFolder, copy_out
 from grains_vllm.registry import Registry
-from grains_vllm.vectors import ArtifactError
+from grains_vllm.vectors import ArtifactError, SteeringVector
+
+# Workers begin once the engine's step has ended, and may have to read every artifact.
+PATIENCE_S = 60.0
+_GLANCE_S = 0.5  # how often a wait looks whether the engine still lives
 
 
 class Refusal(Exception):
@@ -153,8 +156,12 @@ class Changes:
     async def _make(
         self, kind: str, change: Callable[[Catalogue], Catalogue]
     ) -> tuple[Catalogue, Catalogue]:
-        # In a task of its own: a client that goes away does not leave half a change.
-        return await asyncio.shield(asyncio.create_task(self._made(kind, change)))
+        try:
+            # In a task of its own: a client that goes away does not leave half a change.
+            return await asyncio.shield(asyncio.create_task(self._made(kind, change)))
+        except TimeoutError as error:
+            metrics.reloaded("refused", change=kind, status=503, reason=str(error))
+            raise Refusal(503, str(error)) from error
 
     async def _made(
         self, kind: str, change: Callable[[Catalogue], Catalogue]
@@ -202,9 +209,26 @@ class Changes:
 async def ask_workers(engine: Any, method: str, *args: Any) -> list[dict[str, Any]]:
     """collective_rpc with the answers of every data-parallel rank.
 
-    vLLM's own asks every rank too, but returns the first one's answers alone (vllm.v1.engine.
-    core_client.DPLBAsyncMPClient.call_utility_async), and another rank's error would be lost.
+    Raises:
+        TimeoutError: there is no answer after PATIENCE_S.
+        vLLM's EngineDeadError: the engine has died meanwhile; vLLM itself would wait for good.
     """
+    asking = asyncio.create_task(_ask_ranks(engine, method, args))
+    until = time.monotonic() + PATIENCE_S
+    try:
+        while not (await asyncio.wait({asking}, timeout=_GLANCE_S))[0]:
+            if engine.errored:
+                raise engine.dead_error
+            if time.monotonic() > until:
+                raise TimeoutError(f"the workers did not answer within {PATIENCE_S:g} s")
+        return asking.result()
+    finally:
+        asking.cancel()
+
+
+async def _ask_ranks(engine: Any, method: str, args: tuple[Any, ...]) -> list[dict[str, Any]]:
+    # vLLM's own asks every rank too, but returns the first one's answers alone (vllm.v1.engine.
+    # core_client.DPLBAsyncMPClient.call_utility_async), and another rank's error would be lost.
     core = engine.engine_core
     ranks = getattr(core, "core_engines", ())
     if len(ranks) < 2:
@@ -233,17 +257,19 @@ def _entry(
 ) -> VectorEntry:
     file = settings["file"]
     try:
-        with tempfile.TemporaryDirectory(prefix="grains-") as aside:
-            copy_out(admin.folder, file, admin.max_bytes, Path(aside) / file)
-            wanted = {key: value for key, value in settings.items() if key != "file"}
-            try:
-                entry, model = read_entry(
-                    name, {**wanted, "path": file}, Path(aside), f"vectors.{name}"
-                )
-            except GrainsConfigError as error:
-                raise GrainsConfigError(str(error).replace(f"{aside}/", "")) from error
-            catalogue.model.require(model, file)
-    except NotInFolder as error:
+        vector = SteeringVector.parse(folder.read(admin.folder, file, admin.max_bytes), file)
+        wanted = {key: value for key, value in settings.items() if key != "file"}
+        # Workers read the folder's file, which may be on a disk that all machines share; they
+        # compare its digest with the one of what was checked here.
+        entry, model = read_entry(
+            name,
+            {**wanted, "path": file},
+            Path(admin.folder),
+            f"vectors.{name}",
+            load=lambda _: vector,
+        )
+        catalogue.model.require(model, file)
+    except folder.NotInFolder as error:
         raise Refusal(404, str(error), "file") from error
     except (GrainsConfigError, ArtifactError) as error:
         raise Refusal(422, str(error)) from error
@@ -255,9 +281,7 @@ def _entry(
             "restart)",
             "layers",
         )
-    # Workers read the folder's file, which may be on a disk that all machines share; they compare
-    # its digest with the one of the copy that was checked here.
-    return replace(entry, path=str(Path(admin.folder) / file))
+    return entry
 
 
 def _require_servable(new: Catalogue, now: Catalogue) -> None:

@@ -1,11 +1,12 @@
 """Checks of single values, for the YAML and for requests, with messages that name the field."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grains_vllm.errors import GrainsConfigError
-from grains_vllm.positions import Positions, PositionsError
+from grains_vllm.positions import ALLOWED, Positions, PositionsError
 
 # Far beyond any useful strength, and small enough that float32 norms cannot overflow.
 MAX_STRENGTH = 1e6
@@ -23,6 +24,8 @@ def strength(value: Any, where: str, error: type[ValueError] = GrainsConfigError
 
 def positions(value: Any, where: str, error: type[ValueError] = GrainsConfigError) -> str:
     """The canonical text of positions, else `error`."""
+    if not isinstance(value, str):
+        raise error(f"{where}: {short(value)} is not one of {ALLOWED}")
     try:
         return str(Positions.parse(value))
     except PositionsError as problem:
@@ -51,20 +54,46 @@ def one_of(
     return str(value)
 
 
+def text(value: Any, where: str, error: type[ValueError] = GrainsConfigError) -> str:
+    """Text that every process, file system and client can be told, else `error`."""
+    if not isinstance(value, str):
+        raise error(f"{where}: {short(value)} is not text")
+    if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+        raise error(f"{where}: {short(value)} holds a NUL or half a character (a lone surrogate)")
+    return value
+
+
 def known_keys(data: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
     """Raises GrainsConfigError for a key that nobody would read."""
     for key in data:
         if key not in known:
+            close = suggestion(key, known) if isinstance(key, str) else ""
             raise GrainsConfigError(
-                f"{where}: unknown key {key!r}{suggestion(str(key), known)}; "
-                f"known keys: {', '.join(known)}"
+                f"{where}: unknown key {short(key)}{close}; known keys: {', '.join(known)}"
             )
+
+
+class _Short(reprlib.Repr):
+    """Looks at the top of a value only: a nest of aliases may have more parts than atoms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict = 3, 20, 20, 6
+
+    def repr_str(self, value: str, level: int) -> str:
+        return repr(value[:80])
+
+    def repr_int(self, value: int, level: int) -> str:
+        return repr(value) if abs(value) < 10**80 else "a huge integer"
+
+
+_SHORT = _Short()
 
 
 def short(value: Any) -> str:
     """repr() for messages: somebody else's value, at a length that fits into one."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**80 else "a huge integer"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    shown = _SHORT.repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def closest(found: str, known: Sequence[str], cutoff: float = 0.75) -> str | None:

@@ -81,7 +81,7 @@ def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
 def _create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = self.additional_config
+        asked = getattr(self, "additional_config", None)
         if not isinstance(asked, dict) or KEY not in asked:
             return original(self, *args, **kwargs)
         from grains_vllm.admission import prefer_compared_runner, require_engine

@@ -1,17 +1,23 @@
 """From YAML to a Catalogue: every value checked, every artifact read once."""
 
+import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from grains_vllm import plain_yaml
 from grains_vllm.catalogue import Admin, Canary, Catalogue, Limits, Steering, VectorEntry
-from grains_vllm.checks import integer, known_keys, one_of, positions, short, strength
+from grains_vllm.checks import integer, known_keys, one_of, positions, short, strength, text
 from grains_vllm.errors import GrainsConfigError
-from grains_vllm.vectors import ArtifactError, ModelFingerprint, SteeringVector
+from grains_vllm.vectors import (
+    MAX_BYTES,
+    ArtifactError,
+    ModelFingerprint,
+    SteeringVector,
+    read_whole,
+)
 
 SCALES = ("relative", "absolute")
 OUTPUTS = ("sum", "single", "first")
@@ -56,36 +62,40 @@ def read_catalogue(data: Any) -> Catalogue:
     """
     where = "additional_config['grains']"
     if not isinstance(data, Mapping):
-        raise GrainsConfigError(f"{where}: {data!r} is not a mapping")
+        raise GrainsConfigError(f"{where}: {short(data)} is not a mapping")
     if "config" not in data:
         return _catalogue(data, _Source(where, Path.cwd()))
     if len(data) > 1:
-        extra = sorted(set(data) - {"config"})
+        extra = short([key for key in data if key != "config"])
         raise GrainsConfigError(f"{where}: 'config' names a file, so {extra} belong into that file")
-    path = Path(str(data["config"]))
+    given = data["config"]
+    path = text(os.fspath(given) if isinstance(given, Path) else given, "--grains-config")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = plain_yaml.load(read_whole(path, plain_yaml.MAX_BYTES))
+    except OSError as error:
         raise GrainsConfigError(f"--grains-config {path}: cannot be read ({error})") from error
-    try:
-        content = yaml.load(text, Loader=_UniqueKeys)
-    except (yaml.YAMLError, RecursionError) as error:
+    except plain_yaml.PlainYAMLError as error:
         raise GrainsConfigError(f"--grains-config {path}: not valid YAML ({error})") from error
     if not isinstance(content, Mapping):
         raise GrainsConfigError(f"{path}: expected a mapping with the key 'vectors'")
-    resolved = path.resolve()
-    return _catalogue(content, _Source(str(path), resolved.parent, str(resolved)))
+    resolved = Path(text(os.path.realpath(path), "--grains-config"))
+    return _catalogue(content, _Source(path, resolved.parent, str(resolved)))
 
 
 def read_entry(
-    name: Any, settings: Any, folder: Path, where: str
+    name: Any,
+    settings: Any,
+    folder: Path,
+    where: str,
+    load: Callable[[Path], SteeringVector] = SteeringVector.load,
 ) -> tuple[VectorEntry, ModelFingerprint]:
     """Reads one vector's settings and its artifact.
 
     Args:
         settings: the keys of a vector in the YAML.
-        folder: what `path` is relative to.
+        folder: what `path` is relative to, absolute.
         where: how messages call these settings.
+        load: reads the artifact; may raise ArtifactError.
 
     Raises:
         GrainsConfigError: naming the field, what was found and what is allowed.
@@ -107,16 +117,11 @@ def read_entry(
     if not isinstance(settings, Mapping):
         raise GrainsConfigError(f"{where}: expected a mapping with the key 'path'")
     known_keys(settings, _ENTRY_KEYS, where)
-    path = settings.get("path")
-    if not isinstance(path, str) or not path:
-        raise GrainsConfigError(f"{where}.path: {short(path)} is not a file name")
+    path = _file_name(settings.get("path"), f"{where}.path", "file")
     try:
-        vector = SteeringVector.load(folder / path)
+        vector = load(folder / path)
     except ArtifactError as error:
         raise GrainsConfigError(f"{where}.path: {error}") from error
-    description = settings.get("description", "")
-    if not isinstance(description, str):
-        raise GrainsConfigError(f"{where}.description: {short(description)} is not text")
     scale = one_of(settings.get("scale", "relative"), SCALES, f"{where}.scale")
     layers = _entry_layers(settings.get("layers"), vector, f"{where}.layers")
     unscaled = [layer for layer in layers if vector.reference_norms[layer] == 0]
@@ -127,7 +132,7 @@ def read_entry(
         )
     entry = VectorEntry(
         name=name,
-        path=str((folder / path).resolve()),
+        path=str(folder / path),
         digest=vector.digest,
         strength=_entry_strength(settings.get("strength"), vector, f"{where}.strength"),
         layers=layers,
@@ -135,8 +140,8 @@ def read_entry(
             settings.get("positions", vector.recommended_positions), f"{where}.positions"
         ),
         scale=scale,
-        origin=str(vector.passport.get("model_id", "")),
-        description=description,
+        origin=vector.passport.get("model_id", ""),
+        description=text(settings.get("description", ""), f"{where}.description"),
     )
     return entry, vector.model
 
@@ -187,7 +192,7 @@ def _limits(
         chosen = set(_layer_list(layers, f"{where}: steered_layers"))
         if outside := sorted(n for n in chosen if not 0 <= n < model.num_layers):
             raise GrainsConfigError(
-                f"{where}: steered_layers: {outside} are no layers of a model with "
+                f"{where}: steered_layers: {short(outside)} are no layers of a model with "
                 f"{model.num_layers}"
             )
     if missing := sorted(used - chosen):
@@ -220,16 +225,14 @@ def _admin(value: Any, source: _Source) -> Admin | None:
     if not isinstance(value, Mapping):
         raise GrainsConfigError(f"{where}: expected a mapping with the key 'folder'")
     known_keys(value, _ADMIN_KEYS, where)
-    name = value.get("folder")
-    if not isinstance(name, str) or not name:
-        raise GrainsConfigError(f"{where}.folder: {short(name)} is not the name of a folder")
-    folder = (source.folder / name).resolve()
-    if not folder.is_dir():
-        raise GrainsConfigError(f"{where}.folder: {folder} is not a folder")
+    name = _file_name(value.get("folder"), f"{where}.folder", "folder")
+    folder = text(os.path.realpath(source.folder / name), f"{where}.folder")
+    if not os.path.isdir(folder):
+        raise GrainsConfigError(f"{where}.folder: {short(folder)} is not a folder")
     return Admin(
-        str(folder),
+        folder,
         integer(value.get("max_vectors", 64), 1, 100_000, f"{where}.max_vectors"),
-        integer(value.get("max_bytes", 2**28), 1, 2**40, f"{where}.max_bytes"),
+        integer(value.get("max_bytes", 2**28), 1, MAX_BYTES, f"{where}.max_bytes"),
         source.file,
     )
 
@@ -278,9 +281,16 @@ def _entry_layers(value: Any, vector: SteeringVector, where: str) -> tuple[int, 
     layers = _layer_list(value, where)
     if missing := sorted(set(layers) - set(vector.layers)):
         raise GrainsConfigError(
-            f"{where}: {missing} have no direction in the artifact, which has {vector.layers}"
+            f"{where}: {short(missing)} have no direction in the artifact, which has "
+            f"{vector.layers}"
         )
     return tuple(sorted(set(layers)))
+
+
+def _file_name(value: Any, where: str, kind: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise GrainsConfigError(f"{where}: {short(value)} is not the name of a {kind}")
+    return text(value, where)
 
 
 def _layer_list(value: Any, where: str) -> list[int]:
@@ -288,20 +298,3 @@ def _layer_list(value: Any, where: str) -> list[int]:
     if not isinstance(layers, list) or not layers or any(type(n) is not int for n in layers):
         raise GrainsConfigError(f"{where}: {short(value)} is not a layer number or a list of them")
     return layers
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML keeps the last of two equal keys; a vector that vanishes so is a silent error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [
-            self.construct_object(key, deep=True)
-            for key, _ in node.value
-            if key.tag != "tag:yaml.org,2002:merge"  # `<<: *base`, which may be overridden
-        ]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)

@@ -3,11 +3,10 @@
 import errno
 import os
 import re
-import stat
-from pathlib import Path
 
 from grains_vllm.checks import short
 from grains_vllm.errors import GrainsConfigError
+from grains_vllm.vectors import read_whole
 
 # Neither a slash nor a dot at the start, so that no name can leave the folder.
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}$"
@@ -17,8 +16,8 @@ class NotInFolder(GrainsConfigError):
     """The folder holds no file of that name."""
 
 
-def copy_out(folder: str, name: str, max_bytes: int, target: Path) -> None:
-    """Copies a file of the folder to `target`, where nobody changes it while it is checked.
+def read(folder: str, name: str, max_bytes: int) -> bytes:
+    """What a file of the folder holds.
 
     Args:
         folder: absolute; may itself be reached through links, but must not be one.
@@ -34,32 +33,19 @@ def copy_out(folder: str, name: str, max_bytes: int, target: Path) -> None:
             f"file: {short(name)} is not a bare file name (letters, digits, '_', '-' and '.', "
             "with no '.' at the start)"
         )
-    # Everything is asked of the opened file: a name can mean another one a moment later. NONBLOCK,
-    # because opening a pipe would wait for somebody to write.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    # Everything is asked of what has been opened: a name can mean another one a moment later.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
     try:
-        inside = os.open(folder, flags | os.O_DIRECTORY)
+        inside = os.open(folder, flags)
     except OSError as error:
         raise GrainsConfigError(f"admin.folder: cannot be opened ({error.strerror})") from error
     try:
-        handle = os.open(name, flags, dir_fd=inside)
+        return read_whole(name, max_bytes, dir_fd=inside, follow=False)
     except FileNotFoundError as error:
         raise NotInFolder(f"file: admin.folder holds no {short(name)}") from error
     except OSError as error:
-        why = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise GrainsConfigError(f"file: {short(name)} cannot be read ({why})") from error
+        why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or error
+        limit = " by admin.max_bytes" if error.errno == errno.EFBIG else ""
+        raise GrainsConfigError(f"file: {short(name)} cannot be read ({why}{limit})") from error
     finally:
         os.close(inside)
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise GrainsConfigError(f"file: {short(name)} is not a plain file")
-        if status.st_size > max_bytes:
-            raise GrainsConfigError(
-                f"file: {short(name)} has {status.st_size} bytes; admin.max_bytes allows "
-                f"{max_bytes}"
-            )
-        with open(handle, "rb", closefd=False) as file:
-            target.write_bytes(file.read(status.st_size))
-    finally:
-        os.close(handle)

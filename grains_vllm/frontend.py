@@ -20,6 +20,7 @@ from grains_vllm.catalogue import Catalogue
 from grains_vllm.checks import listed, short
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.marker import build
+from grains_vllm.receipts import in_beam_search
 from grains_vllm.registry import Registry, Snapshot
 from grains_vllm.selection import (
     CANARY_KEY,
@@ -66,7 +67,7 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
             if (path := doors.undecided.get()) is not None:
                 _require_plain(path, asked, choice)
             request = original(self, request_id, prompt, params, *args, **kwargs)
-            _write(request, choice)
+            _write(request, choice, state.catalogue)
         except SelectionError as error:
             metrics.refused(error.field, str(error))
             raise VLLMValidationError(str(error), parameter="extra_args") from error
@@ -102,13 +103,13 @@ def _identity(request_id: str) -> str:
     return request_id.rpartition("-")[0] if request_id.startswith("cmpl-") else request_id
 
 
-def _write(request: Any, choice: Choice) -> None:
+def _write(request: Any, choice: Choice, catalogue: Catalogue) -> None:
     params = request.sampling_params
     if params is None:
         return
     if choice.steering is not None and getattr(request, "resumable", False):
         raise SelectionError("steering: not supported for requests with streamed input")
-    marker = build(choice, _border(request, choice), _held(request))
+    marker = build(choice, _border(request, choice), _held(request), catalogue.unchecked)
     # A new dict: the parameters may be a shallow copy of an object that the caller keeps.
     params.extra_args = {**(params.extra_args or {}), CHECKED: True}
     if marker is not None:
@@ -145,7 +146,7 @@ def _held(request: Any) -> Iterator[tuple[str, int, int]]:
 def _check_model(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def check_model(self: Any, request: Any) -> Any:
-        state = state_of(self.models)
+        state = state_of(getattr(self, "models", None))
         if state is not None:
             try:
                 _resolve_alias(request, self.models, state.catalogue)
@@ -174,7 +175,7 @@ def state_of(models: Any) -> Snapshot | None:
     # A registry belongs to a server that renders prompts and has no engine.
     if isinstance(models, OpenAIModelRegistry):
         return None
-    return _of(models.input_processor)
+    return _of(getattr(models, "input_processor", None))
 
 
 def _of(input_processor: Any) -> Snapshot | None:
@@ -250,6 +251,7 @@ def _check_request(request: Any, state: Snapshot) -> None:
     doors.require_heard(getattr(request, "model_extra", None) or {}, doors.OPEN)
     steering = select(xargs, catalogue, state.enabled).steering
     if getattr(request, "use_beam_search", False):
+        in_beam_search.set(True)
         # vLLM drops the request's own fields there; only the server's default gets through.
         if chosen and (catalogue.default is not None or steering is not None):
             raise SelectionError(
@@ -286,7 +288,7 @@ def require_beam_search(state: Snapshot) -> None:
 def _beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state = _of(self.llm_engine.input_processor)
+        state = _of(getattr(getattr(self, "llm_engine", None), "input_processor", None))
         if state is not None:
             from vllm.exceptions import VLLMValidationError
 

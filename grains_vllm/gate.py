@@ -186,32 +186,36 @@ def _init(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _preprocess_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
-    def preprocess_add_request(self: Any, request: Any) -> Any:
+    def preprocess_add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         if (gate := _gate(self)) is not None:
             gate.require_known(request)
-        return original(self, request)
+        return original(self, request, *args, **kwargs)
 
     return preprocess_add_request
 
 
 def _collective_rpc(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def collective_rpc(
-        self: Any,
-        method: Any,
+    def ours(
+        core: Any,
+        gate: Gate,
+        method: str,
         timeout: float | None = None,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        gate = _gate(self)
-        if gate is None or method not in (APPLY, STATS):
-            return original(self, method, timeout, args, kwargs)
         if method == STATS:
-            results = original(self, method, timeout, args, kwargs)
+            results = original(core, method, timeout, args, kwargs)
             return [{**result, "waiting": len(gate.waiting)} for result in results]
-        results = original(self, method, timeout, (*args, sorted(gate.vectors)), kwargs)
+        results = original(core, method, timeout, (*args, sorted(gate.vectors)), kwargs)
         gate.known = _everywhere(results)
         return results
+
+    @wraps(original)
+    def collective_rpc(self: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+        gate = _gate(self)
+        if gate is None or method not in (APPLY, STATS):
+            return original(self, method, *args, **kwargs)
+        return ours(self, gate, method, *args, **kwargs)
 
     return collective_rpc
 
@@ -221,7 +225,8 @@ def _everywhere(results: list[Mapping[str, Any]]) -> set[str]:
 
 
 def _gate(core: Any) -> Gate | None:
-    return getattr(core.scheduler, "grains_gate", None)
+    # Some engines ask their workers before they have a scheduler.
+    return getattr(getattr(core, "scheduler", None), "grains_gate", None)
 
 
 # Not EngineCore's: in a process of its own that one is running already when it loads plugins.

@@ -42,6 +42,7 @@ class Marker(TypedDict, total=False):
         prompt_tokens: where the prompt ends for `positions`.
         source: "request", "default" or "canary".
         fraction: the canary's share, where it threw its dice.
+        layer_output: "unchecked" where how the layers hand on their stream is the YAML's word.
     """
 
     terms: list[TermMarker]
@@ -49,14 +50,21 @@ class Marker(TypedDict, total=False):
     prompt_tokens: int
     source: str
     fraction: float
+    layer_output: str
 
 
-def build(choice: Choice, border: int, held: Iterable[tuple[str, int, int]] = ()) -> Marker | None:
+def build(
+    choice: Choice,
+    border: int,
+    held: Iterable[tuple[str, int, int]] = (),
+    unchecked: bool = False,
+) -> Marker | None:
     """The marker of a request, or None if there is nothing to say about it.
 
     Args:
         border: how many of its tokens count as prompt.
         held: what else than text they hold, as Positions.spans takes it.
+        unchecked: Catalogue.unchecked.
     """
     if choice.steering is None and choice.fraction is None:
         return None
@@ -84,6 +92,8 @@ def build(choice: Choice, border: int, held: Iterable[tuple[str, int, int]] = ()
     }
     if choice.fraction is not None:
         marker["fraction"] = choice.fraction
+    if unchecked:
+        marker["layer_output"] = "unchecked"
     return marker
 
 

@@ -50,12 +50,13 @@ def _generate_block_hash_extra_keys(original: Callable[..., Any]) -> Callable[..
     def generate_block_hash_extra_keys(
         request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
     ) -> Any:
-        keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
+        found = original(request, start_token_idx, end_token_idx, start_mm_idx)
         marker = marker_of(request)
         if marker and (mine := block_key(marker["terms"], _reach(request, end_token_idx))):
+            keys, next_mm_idx = found
             # A pair (tag, value), as vLLM's own keys are since it tags them.
-            keys = (*(keys or ()), (RESERVED, mine))
-        return keys, next_mm_idx
+            return (*(keys or ()), (RESERVED, mine)), next_mm_idx
+        return found
 
     return generate_block_hash_extra_keys
 

@@ -18,6 +18,8 @@ DIGEST_DIGITS = 12
 # Receipts of the HTTP request that is being answered, if somebody asked for them; tasks that vLLM
 # starts for a request inherit the list.
 collected: ContextVar["list[Receipt] | None"] = ContextVar("grains_receipts", default=None)
+# Whether that HTTP request is a beam search.
+in_beam_search: ContextVar[bool] = ContextVar("grains_in_beam_search", default=False)
 
 _COUNTS = ("prompt_tokens", "generated_tokens")
 
@@ -39,8 +41,8 @@ class Receipt:
         self._answers = answers
         self._running: dict[str, Callable[[], int]] = {}
         self._ended: list[int] = []
-        # Set for the steps of a beam search, each of which is a request of its own.
-        self.is_step = False
+        # The steps of a beam search are requests of their own.
+        self.is_step = in_beam_search.get()
 
     def begin(self, sequence: str, generated: Callable[[], int]) -> None:
         """Adds an answer; `generated()` says how many tokens it has so far."""
@@ -77,6 +79,8 @@ class Receipt:
         }
         if "fraction" in self._marker:
             facts["fraction"] = self._marker["fraction"]
+        if "layer_output" in self._marker:
+            facts["layer_output"] = self._marker["layer_output"]
         return facts
 
     def _counts(self, terms: Iterable[TermMarker], lengths: list[int]) -> dict[str, int]:
@@ -156,11 +160,14 @@ def _add_request(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def add_request(
         self: Any, request: Any, prompt: Any, parent_req: Any = None, *args: Any, **kwargs: Any
-    ) -> None:
+    ) -> Any:
+        if (marker := marker_of(request)) is None:
+            return original(self, request, prompt, parent_req, *args, **kwargs)
         known = request.request_id in self.request_states  # streamed input that goes on
-        original(self, request, prompt, parent_req, *args, **kwargs)
-        if not known and (marker := marker_of(request)) is not None:
+        added = original(self, request, prompt, parent_req, *args, **kwargs)
+        if not known:
             _begin(self, request, marker, parent_req)
+        return added
 
     return add_request
 
@@ -171,7 +178,6 @@ def _begin(processor: Any, request: Any, marker: Marker, parent: Any) -> None:
     receipt: Receipt | None = getattr(owner, "grains_receipt", None)
     if receipt is None:
         receipt = Receipt(marker, state.prompt_len, 1 if parent is None else parent.n)
-        receipt.is_step = request.external_req_id.rpartition("-")[0].endswith("-beam")
         owner.grains_receipt = receipt
         metrics.admitted(marker)
         if (receipts := collected.get()) is not None:
@@ -181,17 +187,19 @@ def _begin(processor: Any, request: Any, marker: Marker, parent: Any) -> None:
     vars(processor).setdefault("grains_receipts", {})[request.request_id] = receipt
 
 
-def _end(processor: Any, request_id: str) -> None:
-    receipt: Receipt | None = vars(processor).get("grains_receipts", {}).pop(request_id, None)
-    if receipt is not None and receipt.end(request_id):
-        metrics.finished(receipt)
+def _end(processor: Any, request_ids: Callable[[], Iterable[str]]) -> None:
+    receipts: dict[str, Receipt] = vars(processor).get("grains_receipts", {})
+    for request_id in request_ids() if receipts else ():
+        if (receipt := receipts.pop(request_id, None)) is not None and receipt.end(request_id):
+            metrics.finished(receipt)
 
 
 def _finish_request(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
-    def finish_request(self: Any, req_state: Any) -> None:
-        original(self, req_state)
-        _end(self, req_state.request_id)
+    def finish_request(self: Any, req_state: Any) -> Any:
+        finished = original(self, req_state)
+        _end(self, lambda: [req_state.request_id])
+        return finished
 
     return finish_request
 
@@ -201,8 +209,7 @@ def _abort_requests(original: Callable[..., Any]) -> Callable[..., Any]:
     def abort_requests(self: Any, *args: Any, **kwargs: Any) -> list[str]:
         # vLLM's method calls itself for the children of a request, which ends them twice here.
         aborted: list[str] = original(self, *args, **kwargs)
-        for request_id in aborted:
-            _end(self, request_id)
+        _end(self, lambda: aborted)
         return aborted
 
     return abort_requests
@@ -223,11 +230,12 @@ def _new_request_output(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _add_output(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
-    def add(self: Any, next_output: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, next_output, *args, **kwargs)
+    def add(self: Any, next_output: Any, *args: Any, **kwargs: Any) -> Any:
+        added = original(self, next_output, *args, **kwargs)
         # A slow reader gets several outputs merged into the first one.
-        if next_output.grains is not None:
-            self.grains = next_output.grains
+        if (receipt := getattr(next_output, "grains", None)) is not None:
+            self.grains = receipt
+        return added
 
     return add
 

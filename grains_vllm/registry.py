@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from grains_vllm.log_lines import logger
 STATE = "GRAINS_STATE"
 # Set by operators: start with steering turned off.
 DISABLE = "GRAINS_DISABLE"
+TURN_PATIENCE_S = 60.0
+# Writing takes a millisecond; a process that was stopped while it did must not stop the others.
+_LOCK_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,6 @@ class Registry:
 
     def __init__(self, store: "_Memory | _File") -> None:
         self._store = store
-        self._turn = asyncio.Lock()
 
     @classmethod
     def of(cls, vllm_config: Any) -> "Registry | None":
@@ -73,12 +76,16 @@ class Registry:
             return None
         if vllm_config.parallel_config._api_process_count == 1:
             return cls(_Memory(_first(catalogue)))
-        if not (folder := os.environ.get(STATE)):
+        folder = os.environ.get(STATE, "")
+        registry = cls(_File(Path(folder)))
+        try:
+            registry.snapshot()
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise GrainsConfigError(
-                f"--api-server-count: the API servers share no catalogue ({STATE} is not set); "
-                "start them with `vllm serve`"
-            )
-        return cls(_File(Path(folder)))
+                f"--api-server-count: the API servers share no catalogue ({STATE}={folder}: "
+                f"{error}); start them with `vllm serve`"
+            ) from error
+        return registry
 
     def snapshot(self) -> Snapshot:
         """What holds now; cheap enough for every request."""
@@ -89,20 +96,30 @@ class Registry:
         self._store.update(lambda now: replace(now, catalogue=catalogue))
 
     def set_enabled(self, enabled: bool) -> None:
-        """The kill switch; waits for nobody, not even for a change of the catalogue under way."""
+        """The kill switch; does not wait for a change of the catalogue under way.
+
+        Raises:
+            TimeoutError: another front end does not let go of the file.
+        """
         self._store.update(lambda now: replace(now, enabled=enabled))
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
-        """One change of the catalogue at a time, in all front ends together."""
-        async with self._turn:
-            # Asked again and again: a thread that waits could not be cancelled.
-            while (turn := self._store.take_turn()) is None:
-                await asyncio.sleep(0.02)
-            try:
-                yield
-            finally:
-                os.close(turn)
+        """One change of the catalogue at a time, in all front ends together.
+
+        Raises:
+            TimeoutError: the changes of others take longer than TURN_PATIENCE_S.
+        """
+        until = time.monotonic() + TURN_PATIENCE_S
+        # Asked again and again: a thread that waits could not be cancelled.
+        while (end_turn := self._store.take_turn()) is None:
+            if time.monotonic() > until:
+                raise TimeoutError(f"other changes have been under way for {TURN_PATIENCE_S:g} s")
+            await asyncio.sleep(0.02)
+        try:
+            yield
+        finally:
+            end_turn()
 
 
 def share(vllm_config: Any) -> None:
@@ -151,7 +168,7 @@ class _Memory:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._writing = threading.Lock()
+        self._writing, self._turn = threading.Lock(), threading.Lock()
 
     def read(self) -> Snapshot:
         return self._snapshot
@@ -160,8 +177,8 @@ class _Memory:
         with self._writing:
             self._snapshot = change(self._snapshot)
 
-    def take_turn(self) -> int | None:
-        return os.open(os.devnull, os.O_RDONLY)  # Registry's own lock is enough.
+    def take_turn(self) -> Callable[[], None] | None:
+        return self._turn.release if self._turn.acquire(blocking=False) else None
 
 
 class _File:
@@ -191,23 +208,30 @@ class _File:
             # Two changes within one tick of the clock must not look like one.
             self._write(snapshot, max(time.time_ns(), os.stat(self._path).st_mtime_ns + 1))
 
-    def take_turn(self) -> int | None:
-        turn = os.open(self._folder / "turn.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(turn)
-            return None
-        return turn
+    def take_turn(self) -> Callable[[], None] | None:
+        return self._lock("turn.lock")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = os.open(self._folder / "write.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        until = time.monotonic() + _LOCK_PATIENCE_S
+        while (unlock := self._lock("write.lock")) is None:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{self._folder}/write.lock is held by another process")
+            time.sleep(0.001)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
+            unlock()
+
+    def _lock(self, name: str) -> Callable[[], None] | None:
+        """Takes a lock file and returns what lets go of it; None while somebody else has it."""
+        lock = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             os.close(lock)
+            return None
+        return partial(os.close, lock)
 
     def _write(self, snapshot: Snapshot, version: int) -> None:
         aside = self._folder / "state.aside"

@@ -9,10 +9,11 @@ Format version 1 (docs/artifact.md has the same in prose, for those who write on
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
-import math
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,11 +24,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from grains_vllm.positions import Positions, PositionsError
+from grains_vllm import checks
+from grains_vllm.checks import short
 
 FORMAT_VERSION = 1
 LAYER_CONVENTION = "residual stream after block l, 0-based"
 _TENSORS = ("directions", "reference_norms")
+# Far more than any artifact has, and no more than a process can hold besides.
+MAX_BYTES = 2**30
 _UNIT_TOLERANCE = 1e-3
 # Far beyond any activation; keeps squares of the shifted stream within float32.
 _MAX_NORM = 1e8
@@ -149,14 +153,81 @@ class SteeringVector:
                 model; the message names the file, the field and both values.
         """
         source = os.fspath(path)
-        tensors, passport = _read(source)
+        try:
+            payload = read_whole(source, MAX_BYTES)
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{source}: no such file") from error
+        except OSError as error:
+            raise ArtifactError(f"{source}: cannot be read ({error})") from error
+        return cls.parse(payload, source, model)
+
+    @classmethod
+    def parse(
+        cls, payload: bytes, source: str, model: ModelFingerprint | None = None
+    ) -> "SteeringVector":
+        """Validates the content of an artifact that messages call `source`; else as `load`."""
+        tensors, passport = _parse(payload, source)
         fingerprint = _fingerprint(passport, source)
         _check_tensors(tensors["directions"], tensors["reference_norms"], fingerprint, source)
         if model is not None:
             fingerprint.require(model, source)
         vector = cls(tensors["directions"], tensors["reference_norms"], fingerprint, passport)
-        _check_recommendation(vector, source)
+        _check_passport(vector, source)
         return vector
+
+
+def read_whole(
+    path: str | os.PathLike[str], most: int, dir_fd: int | None = None, follow: bool = True
+) -> bytes:
+    """What a plain file holds, as a private copy: whoever writes to the file meanwhile changes it
+    for others only. (A mapped file that somebody truncates kills the process that reads on.)
+
+    Args:
+        most: bytes; more are refused before they are read.
+        dir_fd: of the folder that `path` is relative to.
+        follow: whether the file may be a symbolic link.
+
+    Raises:
+        OSError: it cannot be read, or is not such a file.
+    """
+    # NONBLOCK: opening a pipe would wait for somebody to write.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        handle = os.open(path, flags, dir_fd=dir_fd)
+    except ValueError as error:  # A NUL, or what the file system's encoding lacks.
+        raise OSError(str(error)) from error
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is not a plain file")
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, {most} are allowed")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    finally:
+        os.close(handle)
+
+
+def tensors_of(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, given its content.
+
+    Raises:
+        ValueError: it is not one, or says something twice.
+    """
+    try:
+        tensors = safetensors.torch.load(payload)
+    except (safetensors.SafetensorError, LookupError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    size = int.from_bytes(payload[:8], "little")  # of the JSON header, which comes next
+    header = json.loads(payload[8 : 8 + size], object_pairs_hook=_unique)
+    return tensors, header.get("__metadata__") or {}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
 
 
 def write_aside(path: str | os.PathLike[str], payload: bytes) -> None:
@@ -181,31 +252,35 @@ def _umask() -> int:
     return mask
 
 
-def _read(source: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    if not os.path.isfile(source):
-        raise ArtifactError(f"{source}: no such file")
+def _parse(payload: bytes, source: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
-        with safetensors.safe_open(source, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = sorted(file.keys())
-            if "grains" not in metadata:
-                raise ArtifactError(
-                    f"{source}: not a grains artifact (no 'grains' key in its safetensors metadata)"
-                )
-            if names != sorted(_TENSORS):
-                raise ArtifactError(
-                    f"{source}: holds the tensors {names}, format version {FORMAT_VERSION} holds "
-                    f"exactly {sorted(_TENSORS)}"
-                )
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (safetensors.SafetensorError, OSError) as error:
+        tensors, metadata = tensors_of(payload)
+    except ValueError as error:
         raise ArtifactError(f"{source}: cannot be read as a safetensors file ({error})") from error
+    if "grains" not in metadata:
+        raise ArtifactError(
+            f"{source}: not a grains artifact (no 'grains' key in its safetensors metadata)"
+        )
+    if sorted(tensors) != sorted(_TENSORS):
+        raise ArtifactError(
+            f"{source}: holds the tensors {short(sorted(tensors))}, format version "
+            f"{FORMAT_VERSION} holds exactly {sorted(_TENSORS)}"
+        )
     try:
-        passport = json.loads(metadata["grains"], parse_constant=_refuse_constant)
+        passport = json.loads(
+            metadata["grains"], parse_constant=_refuse_constant, object_pairs_hook=_unique
+        )
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{source}: metadata 'grains' is not JSON ({error})") from error
     if not isinstance(passport, dict):
         raise ArtifactError(f"{source}: metadata 'grains' is not a JSON object")
+    for name, value in passport.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # JSON can say it, but nobody can be told it.
+            raise ArtifactError(
+                f"{source}: {short(name)} holds half a character (a lone surrogate)"
+            ) from error
     return tensors, passport
 
 
@@ -217,23 +292,23 @@ def _fingerprint(passport: dict[str, Any], source: str) -> ModelFingerprint:
     version = passport.get("format_version")
     if version != FORMAT_VERSION:
         raise ArtifactError(
-            f"{source}: format_version is {version!r}, this release reads {FORMAT_VERSION}"
+            f"{source}: format_version is {short(version)}, this release reads {FORMAT_VERSION}"
         )
     convention = passport.get("layer_convention")
     if convention != LAYER_CONVENTION:
         raise ArtifactError(
-            f"{source}: layer_convention is {convention!r}, expected {LAYER_CONVENTION!r}"
+            f"{source}: layer_convention is {short(convention)}, expected {LAYER_CONVENTION!r}"
         )
     model = passport.get("model")
     kinds = {"architecture": str, "hidden_size": int, "num_layers": int}
     if not isinstance(model, dict) or set(model) != set(kinds):
         raise ArtifactError(
-            f"{source}: metadata model is {model!r}, expected an object with {sorted(kinds)}"
+            f"{source}: metadata model is {short(model)}, expected an object with {sorted(kinds)}"
         )
     for name, kind in kinds.items():
         if type(model[name]) is not kind:
             raise ArtifactError(
-                f"{source}: metadata model.{name} is {model[name]!r}, expected {kind.__name__}"
+                f"{source}: metadata model.{name} is {short(model[name])}, expected {kind.__name__}"
             )
     return ModelFingerprint(**model)
 
@@ -276,24 +351,29 @@ def _check_tensors(
         )
 
 
-def _check_recommendation(vector: SteeringVector, source: str) -> None:
+def _check_passport(vector: SteeringVector, source: str) -> None:
+    """Raises ArtifactError for what this package reads of the passport, if it is not what it must
+    be."""
+    checks.text(vector.passport.get("model_id", ""), f"{source}: model_id", ArtifactError)
     recommended = vector.passport.get("recommended", {})
     if not isinstance(recommended, dict):
-        raise ArtifactError(f"{source}: recommended is {recommended!r}, expected an object")
+        raise ArtifactError(f"{source}: recommended is {short(recommended)}, expected an object")
     layers, strength = recommended.get("layers"), recommended.get("strength")
     positions = recommended.get("positions")
     if positions is not None:
-        try:
-            Positions.parse(positions)
-        except PositionsError as error:
-            raise ArtifactError(f"{source}: recommended.positions: {error}") from None
-    if layers is not None and not (
-        isinstance(layers, list) and layers and all(type(n) is int for n in layers)
-    ):
-        raise ArtifactError(f"{source}: recommended.layers is {layers!r}, expected a list of ints")
-    if layers is not None and not set(layers) <= set(vector.layers):
+        checks.positions(positions, f"{source}: recommended.positions", ArtifactError)
+    if strength is not None:
+        checks.strength(strength, f"{source}: recommended.strength", ArtifactError)
+    if layers is None:
+        return
+    if not isinstance(layers, list) or not layers or any(type(n) is not int for n in layers):
         raise ArtifactError(
-            f"{source}: recommended.layers is {layers}, but directions exist for {vector.layers}"
+            f"{source}: recommended.layers is {short(layers)}, expected a list of ints"
         )
-    if strength is not None and not (type(strength) in (int, float) and math.isfinite(strength)):
-        raise ArtifactError(f"{source}: recommended.strength is {strength!r}, expected a number")
+    if len(set(layers)) < len(layers):
+        raise ArtifactError(f"{source}: recommended.layers is {short(layers)}: one stands twice")
+    if not set(layers) <= set(vector.layers):
+        raise ArtifactError(
+            f"{source}: recommended.layers is {short(layers)}, but directions exist for "
+            f"{vector.layers}"
+        )

@@ -29,7 +29,7 @@ def _load_model(original: Callable[..., Any]) -> Callable[..., Any]:
             if original is None
             else original(self, *args, **kwargs)
         )
-        catalogue = catalogue_of(self.vllm_config)
+        catalogue = catalogue_of(getattr(self, "vllm_config", None))
         if catalogue is not None:
             self.grains_steerer = install(self.worker, catalogue)
         return loaded
@@ -62,7 +62,7 @@ def _initialize_kv_caches(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def initialize_kv_caches(self: Any, *args: Any, **kwargs: Any) -> Any:
         # The first thing that an engine core does once its workers have loaded the model.
-        if catalogue_of(self.vllm_config) is not None:
+        if catalogue_of(getattr(self, "vllm_config", None)) is not None:
             try:
                 ready = all(self.model_executor.collective_rpc("grains_installed"))
             except Exception as error:
@@ -192,6 +192,12 @@ def install(worker: Any, catalogue: Catalogue) -> Steerer:
     steerer.preload(catalogue.vectors.values())
     if hasattr(runner, "model_memory_usage"):
         runner.model_memory_usage += bank.num_bytes
+    if catalogue.unchecked:
+        logger().warning(
+            "grains: layer_output=unchecked: nobody has checked that the layers of this model hand "
+            "on their residual stream as %r, as the YAML says; receipts say so too",
+            catalogue.layer_output,
+        )
     logger().info(
         "grains: %d vectors, %d layers, %.2f MiB (%d slots, %d filled; %d layers on this rank)",
         len(catalogue.vectors),

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from grains_vllm.vectors import ModelFingerprint, SteeringVector, write_aside
+from grains_vllm.vectors import ModelFingerprint, SteeringVector, tensors_of, write_aside
 from offline.directions import directions
 from offline.errors import InputError
 from offline.options import Direction, Mode
@@ -106,13 +105,11 @@ def load(path: Path) -> KeptDeltas:
     Raises:
         InputError: naming the file, the field, what was found and what is expected.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
+        tensors, metadata = tensors_of(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (ValueError, OSError) as error:
         raise InputError(f"{path.name}: cannot be read as a safetensors file ({error})") from error
     facts = _facts(metadata, path.name)
     model = ModelFingerprint(**facts["model"])

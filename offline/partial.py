@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from grains_vllm.vectors import write_aside
+from grains_vllm.vectors import tensors_of, write_aside
 from offline.errors import InputError
 
 Tensors = dict[str, Tensor]
@@ -27,9 +26,8 @@ def to_bytes(tensors: Tensors, records: Records) -> bytes:
 
 def from_bytes(payload: bytes) -> tuple[Tensors, Records]:
     """What `to_bytes` was given."""
-    size = int.from_bytes(payload[:8], "little")  # of the JSON header, which comes next
-    metadata = json.loads(payload[8 : 8 + size])["__metadata__"]
-    return safetensors.torch.load(payload), json.loads(metadata["records"])
+    tensors, metadata = tensors_of(payload)
+    return tensors, json.loads(metadata["records"])
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -107,7 +105,7 @@ class PartialRun:
         """The tensors and records of a finished group; None if it is missing or damaged."""
         try:
             return from_bytes(self._path(group).read_bytes())
-        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        except (OSError, KeyError, TypeError, ValueError):
             return None
 
     def save(self, group: int, tensors: Tensors, records: Records) -> None:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import jinja2.sandbox
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from grains_vllm import plain_yaml
 from offline.errors import InputError
 from offline.options import ExtractOptions
 
@@ -182,8 +182,8 @@ def read_recipe(path: Path) -> Recipe:
     """
     payload = path.read_bytes()
     try:
-        content = yaml.load(payload.decode(), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = plain_yaml.load(payload)
+    except plain_yaml.PlainYAMLError as error:
         raise InputError(f"{path.name}: not readable as YAML ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path.name}: expected a mapping with {', '.join(Recipe.model_fields)}")
@@ -230,16 +230,3 @@ def _keys(kind: Any, place: Sequence[int | str]) -> list[str]:
             inner = [hint, *typing.get_args(hint)]
             kind = next(one for one in inner if isinstance(one, type) and issubclass(one, _Part))
     return list(kind.model_fields)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML silently keeps the last of two equal keys."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from grains_vllm import plain_yaml
 from offline.endpoint import Body, Endpoint
 from offline.errors import InputError
 from offline.evaluation.chats import post_chats, with_image
@@ -51,8 +50,8 @@ class Rubric:
             known = ", ".join(sorted(found.stem for found in _FOLDER.glob("*.yaml")))
             raise InputError(f"judged:{name} names no rubric, expected {known} or a YAML file")
         try:
-            value = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            value = plain_yaml.load(path.read_bytes())
+        except plain_yaml.PlainYAMLError as error:
             raise InputError(f"{path.name}: not readable as YAML ({error})") from error
         if not isinstance(value, dict) or not _KEYS <= set(value) <= _KEYS | _MAY:
             found = sorted(value) if isinstance(value, dict) else type(value).__name__

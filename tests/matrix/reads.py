@@ -39,7 +39,7 @@ _READS: dict[str, dict[str, str]] = {
     "capabilities.py": {"vllm.config.CacheConfig": "enable_prefix_caching"},
     "catalogue.py": {"vllm.config.VllmConfig": "additional_config"},
     "changes.py": {
-        "vllm.v1.engine.async_llm.AsyncLLM": "engine_core",
+        "vllm.v1.engine.async_llm.AsyncLLM": "engine_core errored dead_error",
         "vllm.v1.engine.core_client.MPClient": "core_engines",
     },
     "cli.py": {"vllm.engine.arg_utils.EngineArgs": "additional_config"},

@@ -11,10 +11,13 @@ import pytest
 import yaml
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from prometheus_client import REGISTRY
 
+from grains_vllm import changes
 from grains_vllm.admin import ADMIN_KEY, GrainsEndpoints
 from grains_vllm.bank import Store
 from grains_vllm.catalogue import Catalogue
+from grains_vllm.changes import Refusal
 from grains_vllm.config import SCALES
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.positions import Positions
@@ -35,7 +38,8 @@ class Engine:
         self.stores = [Store(catalogue.model, catalogue.limits.layers) for _ in range(ranks)]
         for store in self.stores:
             store.replace(catalogue.vectors.values())
-        self.down = False
+        self.down = self.hung = self.errored = False
+        self.dead_error = RuntimeError("the engine is dead")
         self.engine_core = SimpleNamespace(
             core_engines=list(range(ranks)), _call_utility_async=self._rank
         )
@@ -53,7 +57,9 @@ class Engine:
     async def _rank(self, utility, method, timeout, args, kwargs, engine):
         assert (utility, method) == ("collective_rpc", "grains_apply")
         if self.down:
-            raise RuntimeError("the engine is dead")
+            raise self.dead_error
+        if self.hung:
+            await asyncio.Event().wait()
         (content,) = json.loads(json.dumps(args))  # It travels as data.
         try:
             self.stores[engine].replace(Catalogue.from_json(content).vectors.values())
@@ -105,6 +111,11 @@ def names(client):
 
 def put(client, **wish):
     return client.post("/v1/grains/vectors", json={"strength": 0.5, **wish})
+
+
+def counts(outcome):
+    name = "grains:catalogue_reloads_total"
+    return REGISTRY.get_sample_value(name, {"outcome": outcome}) or 0
 
 
 def refused(response, status, *words):
@@ -177,7 +188,7 @@ def test_files_that_are_refused(start, more, folder):
         ("inner", 422, "not a plain file"),
         ("pipe", 422, "not a plain file"),
         ("half.safetensors", 422, "half.safetensors", "safetensors file"),
-        ("large.safetensors", 422, "admin.max_bytes allows 5000"),
+        ("large.safetensors", 422, "5000 are allowed by admin.max_bytes"),
         ("other.safetensors", 422, "other.safetensors", "GPT2LMHeadModel"),
     ):
         answer = put(client, name="kind", file=file)
@@ -335,8 +346,19 @@ def test_a_reload_that_cannot_be_served_changes_nothing(start, rewrite, folder):
     client = start()
     before = client.engine.input_processor.grains_registry.snapshot()
     fewer = {"truthful": {**VECTORS["truthful"], "layers": [0]}}
+    counted = counts("refused")
+    random_vector("llama", 0).save(folder / "\udc80.safetensors")
     for words, content in (
         (["not valid YAML"], "vectors: ["),
+        (["steering.yaml", "'2020-13-45'"], "vectors: {v: {path: 2020-13-45}}"),
+        (["steering.yaml", "vectors.v.path", "NUL"], 'vectors: {v: {path: "a\\0b"}}'),
+        (["steering.yaml", "vectors.v.path"], 'vectors: {v: {path: "\\udc80.safetensors"}}'),
+        (["steering.yaml", "admin.folder"], {"admin": {"folder": "allowed\0"}}),
+        (
+            ["steering.yaml", "aliases"],
+            "a: &a [1,2]\n"
+            + "".join(f"a{n}: &a{n} [*a{n - 1 or ''},*a{n - 1 or ''}]\n" for n in range(1, 40)),
+        ),
         (["truthfull.safetensors"], {"vectors": {"t": {"path": "truthfull.safetensors"}}}),
         (
             ["GPT2LMHeadModel"],
@@ -353,6 +375,8 @@ def test_a_reload_that_cannot_be_served_changes_nothing(start, rewrite, folder):
             rewrite(**content)
         refused(client.post("/v1/grains/reload"), 422, *words)
         assert client.engine.input_processor.grains_registry.snapshot() == before
+        counted += 1
+        assert counts("refused") == counted
     (folder / "steering.yaml").unlink()
     refused(client.post("/v1/grains/reload"), 422, "cannot be read")
 
@@ -375,6 +399,45 @@ def test_workers_that_refuse(start, more):
     client.engine.down = True
     refused(put(client, name="kind", file="kind.safetensors"), 503, "the engine is dead", "undoing")
     assert client.engine.input_processor.grains_registry.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("dies", "words"),
+    [(True, "the engine is dead"), (False, "the workers did not answer within 0.05 s")],
+)
+def test_an_engine_that_never_answers(start, monkeypatch, dies, words):
+    monkeypatch.setattr(changes, "_GLANCE_S", 0.01)
+    monkeypatch.setattr(changes, "PATIENCE_S", 60 if dies else 0.05)
+    client = start()
+    registry = client.engine.input_processor.grains_registry
+    before, client.engine.hung, client.engine.errored = registry.snapshot(), True, dies
+
+    def remove():
+        removing = client.app.state.grains.changes.remove("polite")
+        asyncio.run(asyncio.wait_for(removing, 30))
+
+    with pytest.raises(Refusal, match=words):
+        remove()
+    assert registry.snapshot() == before
+    # Nobody is kept waiting for that change.
+    client.engine.hung = client.engine.errored = False
+    remove()
+    assert names(client) == ["truthful"]
+
+
+def test_a_change_does_not_wait_for_good_for_another(start, monkeypatch):
+    monkeypatch.setattr("grains_vllm.registry.TURN_PATIENCE_S", 0.05)
+    client = start()
+    console = client.app.state.grains
+
+    async def both():
+        async with console.registry.changing():
+            await asyncio.wait_for(console.changes.remove("polite"), 30)
+
+    with pytest.raises(Refusal, match="other changes have been under way") as refusal:
+        asyncio.run(both())
+    assert refusal.value.status == 503
+    assert client.delete("/v1/grains/vectors/polite").status_code == 200
 
 
 def test_every_rank_gets_a_change(start):
@@ -438,6 +501,9 @@ def test_capabilities(start):
         "max_strength": 1e6,
     }
     assert found["changes"] == {"max_vectors": 64, "max_bytes": 2**28}
+    assert found["layer_output"] == {"convention": None, "evidence": "known"}
+    told = start(layer_output="sum").get("/v1/grains/capabilities").json()
+    assert told["layer_output"] == {"convention": "sum", "evidence": "unchecked"}
     assert found["runner"] == "v1"
     assert set(found["versions"]) >= {"grains", "vllm", "torch"}
     assert found["supported"]["composition"] is True

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -122,7 +124,12 @@ def test_an_engine_without_grains_has_no_catalogue():
         ([ONE], {}, "vectors must map at least one name"),
         ({"v": ONE}, {"defualt": "v"}, "unknown key 'defualt' (did you mean 'default'?)"),
         ({"v": {**ONE, "strenght": 1}}, {}, "vectors.v: unknown key 'strenght' (did you mean"),
-        ({"v": {"strength": 1}}, {}, "vectors.v.path: None is not a file name"),
+        ({"v": {"strength": 1}}, {}, "vectors.v.path: None is not the name of a file"),
+        ({"v": {**ONE, "path": "a\0b"}}, {}, "vectors.v.path: 'a\\x00b' holds a NUL"),
+        ({"v": {**ONE, "path": "\ud800"}}, {}, "vectors.v.path: '\\ud800' holds a NUL or half"),
+        ({"v": {**ONE, "path": "a" * 999}}, {}, "cannot be read"),
+        ({"v": {**ONE, "path": "loop"}}, {}, "cannot be read"),
+        ({"v": {**ONE, "path": "pipe"}}, {}, "pipe: cannot be read (it is not a plain file)"),
         ({"v": "one.safetensors"}, {}, "vectors.v: expected a mapping with the key 'path'"),
         ({"v": {**ONE, "path": "no"}}, {}, "no: no such file"),
         ({"v": {"path": "one.safetensors"}}, {}, "vectors.v.strength: missing, and the artifact"),
@@ -139,7 +146,14 @@ def test_an_engine_without_grains_has_no_catalogue():
         ),
         ({"v": {**ONE, "scale": "big"}}, {}, "'big' is not one of relative, absolute"),
         ({"v": {**ONE, "description": 3}}, {}, "vectors.v.description: 3 is not text"),
-        ({"v": {**ONE, "strength": 10**400}}, {}, "v.strength: a huge integer is not a number"),
+        (
+            {"v": {**ONE, "description": "\udfff"}},
+            {},
+            "vectors.v.description: '\\udfff' holds a NUL",
+        ),
+        ({"v": {**ONE, "layers": [10**70]}}, {}, "have no direction in the artifact"),
+        ({"v": {**ONE, "positions": [1, 2]}}, {}, "vectors.v.positions: [1, 2] is not one of all"),
+        ({"v": {**ONE, "strength": 10**99}}, {}, "v.strength: a huge integer is not a number"),
         ({"none": ONE}, {}, "'none' cannot name a vector"),
         ({"a=b": ONE}, {}, "'a=b' cannot name a vector"),
         ({"..": ONE}, {}, "'..' cannot name a vector"),
@@ -156,12 +170,19 @@ def test_an_engine_without_grains_has_no_catalogue():
         ({"v": ONE}, {"canary": {"name": "w", "fraction": 0.1}}, "unknown vector 'w'"),
         ({"v": ONE}, {"canary": {"name": "v", "fraction": 1.1}}, "1.1 is not a number from 0 to"),
         ({"v": ONE}, {"canary": {"fraction": 0.1}}, "canary.name: names no vector"),
-        ({"v": ONE}, {"admin": {"folder": "nowhere"}}, "nowhere is not a folder"),
+        ({"v": ONE}, {"admin": {"folder": "nowhere"}}, "nowhere' is not a folder"),
+        ({"v": ONE}, {"admin": {"folder": "loop"}}, "admin.folder: "),
+        ({"v": ONE}, {"admin": {"folder": "a\0b"}}, "admin.folder: 'a\\x00b' holds a NUL"),
+        ({"v": ONE}, {"admin": {"folder": "\ud800"}}, "admin.folder: '\\ud800' holds a NUL or"),
+        ({"v": ONE}, {"admin": {"folder": "a" * 9999}}, "is not a folder"),
+        ({"v": ONE}, {"admin": {"folder": ["x"] * 999}}, "is not the name of a folder"),
         ({"v": ONE}, {"admin": {"folder": ".", "max_vector": 1}}, "unknown key 'max_vector'"),
         ({"v": ONE, "w": ONE}, {"admin": {"folder": ".", "max_vectors": 1}}, "but there are 2"),
     ],
 )
-def test_refuses(catalogue, vectors, top, message):
+def test_refuses(catalogue, folder, vectors, top, message):
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe")
     with pytest.raises(GrainsConfigError) as error:
         catalogue(vectors, **top)
     assert message in str(error.value)
@@ -195,21 +216,99 @@ def test_refuses_vectors_of_different_models(catalogue, folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vectors: {v: {path: a}, v: {path: b}}", "the key 'v' stands here twice"),
-        ("vectors: [", "not valid YAML"),
+        ("vectors: {v: {path: a}, v: {path: b}}", "column 25: the key 'v' stands here twice"),
+        ("vectors: [", "not valid YAML (line 1, column 11: "),
         ("just text", "expected a mapping"),
-        ("vectors: {v: !!python/object/apply:os.system [x]}", "not valid YAML"),
+        ("vectors: {v: !!python/object/apply:os.system [x]}", "'python/object/apply:os.system'"),
+        # What PyYAML makes of scalars, or fails to.
+        ("vectors: {v: {path: 2020-13-45}}", "'2020-13-45' is a 'timestamp', expected one of str"),
+        ("vectors: {v: {path: 2020-12-24}}", "'2020-12-24' is a 'timestamp', expected one of str"),
+        ("vectors: {v: {strength: 0x_}}", "line 1, column 25: '0x_' cannot be read as int"),
+        ("vectors: {v: {strength: !!int abc}}", "'abc' cannot be read as int"),
+        ("vectors: {v: {strength: !!int ''}}", "'' cannot be read as int"),
+        ("vectors: {v: {strength: !!float x}}", "'x' cannot be read as float"),
+        ("vectors: {v: {strength: !!bool foo}}", "'foo' cannot be read as bool"),
+        ("vectors: {v: !!map foo}", "expected a mapping"),
+        ("vectors: {v: !!seq foo}", "expected a sequence"),
+        ("vectors: {v: !!str [a]}", "expected a scalar"),
+        ("vectors: {v: !!int [1]}", "expected a scalar"),
+        ("vectors: {v: !!set {a, b}}", "'set', expected one of"),
+        ("vectors: {v: !!omap [a: 1]}", "'omap', expected one of"),
+        ("vectors: {v: !!binary aGk=}", "'binary', expected one of"),
+        ("vectors: {v: {strength: " + "9" * 5000 + "}}", "is too long for a number"),
+        ("vectors: {v: {strength: 0x" + "f" * 5000 + "}}", "is too long for a number"),
+        ("vectors: {v: {strength: 1:" + "1:" * 400 + "1.5}}", "is too long for a number"),
+        ("vectors: {? [a] : b}", "a list or a mapping cannot be a key"),
+        ("vectors: {? {a: b} : c}", "a list or a mapping cannot be a key"),
+        ("vectors: &a [*a]", "found unconstructable recursive node"),
+        ("vectors: &a {b: *a}", "found unconstructable recursive node"),
+        ("vectors: {<<: 3}", "expected a mapping or list of mappings for merging"),
+        ("vectors: {<<: [3]}", "expected a mapping for merging"),
+        ("vectors: " + "[" * 5000, "nested too deeply"),
+        ("vectors: " + "[" * 50 + "]" * 50, "vectors must map at least one name"),
+        ("a: 1\n---\nb: 2", "expected a single document"),
+        ("vectors: {.nan: 1, .inf: 2}", "nan cannot name a vector"),
+        ("vectors: {v: {1: 2}}", "unknown key 1"),
+        ("vectors: \0", "not valid YAML"),
+        ("vectors: *nobody", "found undefined alias"),
     ],
-)
+)  # fmt: skip
 def test_refuses_bad_yaml(tmp_path, text, message):
     path = tmp_path / "steering.yaml"
     path.write_text(text)
-    with pytest.raises(GrainsConfigError, match=message):
+    with pytest.raises(GrainsConfigError) as error:
         read_catalogue({"config": str(path)})
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_refuses_a_missing_file_and_a_mixed_form(tmp_path):
-    with pytest.raises(GrainsConfigError, match="cannot be read"):
-        read_catalogue({"config": str(tmp_path / "no.yaml")})
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join(9 * [f'*{before}'])}]\n"
+    for before, name in pairwise("abcdefghi")
+)  # fmt: skip
+# Nine to the power of four: more than a message can hold, less than aliases may stand for.
+SQUIB = BOMB[: BOMB.index("e:")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB + "vectors: {v: {path: *i}}", "aliases stand for more than 100000 values"),
+        (SQUIB + "vectors: {v: {path: *d}}", "unknown key 'a'"),
+        ("vectors: {v: {path: [" + SQUIB.replace("\n", ",")[:-1] + "]}}", "v.path: [{'a': ["),
+        ("vectors: {v: &a {path: x}" + "".join(f", v{n}: *a" for n in range(40_000)) + "}",
+         "aliases stand for more than"),
+    ],
+)  # fmt: skip
+def test_aliases_cannot_multiply(tmp_path, text, message):
+    path = tmp_path / "steering.yaml"
+    path.write_text(text)
+    with pytest.raises(GrainsConfigError) as error:
+        read_catalogue({"config": str(path)})
+    assert message in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_refuses_other_kinds_of_files(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("no.yaml", "loop", "pipe", ".", "a" * 999):
+        with pytest.raises(GrainsConfigError, match=r"--grains-config .* cannot be read"):
+            read_catalogue({"config": str(tmp_path / name)})
+    for name in (None, 3, ["a"], "a\0b", "\ud800"):
+        with pytest.raises(GrainsConfigError, match="--grains-config: "):
+            read_catalogue({"config": name})
+
+
+def test_refuses_values_that_no_file_could_hold(folder):
+    """Given inline, as Python objects."""
+    vectors = {"v": {**ONE, "path": str(folder / "one.safetensors")}}
+    for layers in (10**5000, [10**5000], {1}, [[1]]):
+        with pytest.raises(GrainsConfigError, match="steered_layers: "):
+            read_catalogue({"vectors": vectors, "steered_layers": layers})
+
+
+def test_refuses_a_mixed_form():
     with pytest.raises(GrainsConfigError, match=r"\['vectors'\] belong into that file"):
         read_catalogue({"config": "x.yaml", "vectors": {}})

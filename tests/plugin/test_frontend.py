@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextvars import copy_context
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,8 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.sampling_params import SamplingParams
 
 from grains_vllm import doors, frontend
-from grains_vllm.frontend import _held, _identity, _resolve_alias
+from grains_vllm.frontend import _check_request, _held, _identity, _resolve_alias
+from grains_vllm.receipts import in_beam_search
 from grains_vllm.registry import Registry, Snapshot, _Memory
 from grains_vllm.selection import RESERVED, SelectionError
 
@@ -170,3 +172,16 @@ def test_an_error_shows_a_few_of_many_vectors(catalogue):
         assert "v317, " in refused.error.message
         assert refused.error.message.endswith("and 315 more (GET /v1/models lists them)")
         assert len(refused.error.message) < 300
+
+
+@pytest.mark.parametrize(("output", "said"), [({}, None), ({"layer_output": "sum"}, "unchecked")])
+def test_a_marker_says_what_nobody_has_checked(catalogue, output, said):
+    assert Gates(catalogue(**output)).second(STEERED).get("layer_output") == said
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_beam_search_is_known_by_its_request(catalogue, asked):
+    request = ChatCompletionRequest(messages=[], model="tiny", use_beam_search=asked)
+    context = copy_context()
+    context.run(_check_request, request, Snapshot(catalogue(), True))
+    assert context.get(in_beam_search, False) is asked

@@ -182,7 +182,7 @@ class Engine:
 
     def __init__(self, answer=WORKER, seconds=0.0):
         self.answer, self.seconds, self.asked = answer, seconds, 0
-        self.engine_core = SimpleNamespace()
+        self.engine_core, self.errored = SimpleNamespace(), False
 
     async def collective_rpc(self, method, args):
         assert (method, args) == ("grains_stats", ())

@@ -1,11 +1,14 @@
 """Laws that hold for whatever a client, a scheduler or chance comes up with."""
 
+import dataclasses
 import json
 import math
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
+import safetensors.torch
 import yaml
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -13,11 +16,13 @@ from hypothesis import strategies as st
 from grains_vllm.catalogue import Steering, Term
 from grains_vllm.checks import MAX_STRENGTH
 from grains_vllm.config import read_catalogue
+from grains_vllm.errors import GrainsConfigError
 from grains_vllm.marker import build
 from grains_vllm.positions import Positions, PositionsError
 from grains_vllm.prefix_keys import block_key
 from grains_vllm.receipts import Receipt
 from grains_vllm.selection import FIELDS, Choice, SelectionError, SteeringDisabled, select
+from grains_vllm.vectors import LAYER_CONVENTION, ArtifactError, SteeringVector
 from tests.tally import print_tally
 from tests.tiny import random_vector
 
@@ -41,11 +46,17 @@ def tally(request):
 
 
 @pytest.fixture(scope="module")
-def catalogues(tmp_path_factory):
-    """Every kind of server: without a default, with one, with a canary, with both."""
+def artifacts(tmp_path_factory):
+    """A folder with a.safetensors, b.safetensors and c.safetensors."""
     folder = tmp_path_factory.mktemp("properties")
     for seed, name in enumerate("abc"):
         random_vector("llama", seed).save(folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def catalogues(artifacts):
+    """Every kind of server: without a default, with one, with a canary, with both."""
     vectors = {
         "a": {"path": "a.safetensors", "strength": 0.5},
         "b": {"path": "b.safetensors", "strength": 0.2, "positions": "prompt:7", "layers": [1, 2]},
@@ -60,7 +71,7 @@ def catalogues(tmp_path_factory):
         {"canary": {"name": "a", "fraction": 0.5}},
         {"default": "c", "canary": {"name": "b=0", "fraction": 1}, "max_vectors_per_request": 1},
     ):
-        path = folder / "steering.yaml"
+        path = artifacts / "steering.yaml"
         path.write_text(yaml.safe_dump({"vectors": vectors, **more}))
         found.append(read_catalogue({"config": str(path)}))
     return found
@@ -328,3 +339,122 @@ def test_blocks_are_shared_exactly_if_the_same_tokens_are_shifted_alike(
     elif not {"a", "twin-of-a"} <= one.keys():
         assert found[0] != found[1]
     assert (keys[0] == "") == (not found[0])
+
+
+# --- what an operator or a stranger writes -------------------------------------------------------
+
+_WORDS = st.one_of(
+    st.text(max_size=12),
+    st.text(st.characters(), max_size=3),  # surrogates among them
+    st.sampled_from(["vectors", "v", "path", "a.safetensors", "strength", "layers", "positions"]),
+    st.sampled_from(["default", "canary", "admin", "slots", "steered_layers", "description", "/"]),
+)
+_ATOMS = st.one_of(
+    st.none(), st.booleans(), st.floats(), _WORDS, st.integers(-3, 5),
+    st.sampled_from([10**30, 10**400, -(10**400), 1e308, 2**63]),
+)  # fmt: skip
+_NESTS = st.recursive(
+    _ATOMS,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(_WORDS, inner)),
+    max_leaves=12,
+)
+_ENTRIES = st.fixed_dictionaries(
+    {"path": st.one_of(st.just("a.safetensors"), _NESTS)},
+    optional={name: _NESTS for name in ("strength", "layers", "positions", "scale", "description")},
+)
+_TOPS = st.fixed_dictionaries(
+    {"vectors": st.one_of(st.dictionaries(_WORDS, _ENTRIES, min_size=1, max_size=2), _NESTS)},
+    optional={
+        name: _NESTS
+        for name in ("default", "canary", "slots", "max_vectors_per_request", "steered_layers",
+                     "admin", "layer_output")
+    },
+)  # fmt: skip
+_YAML = st.lists(
+    st.sampled_from([
+        "vectors: ", "v: ", "path: ", "a.safetensors", "strength: ", "{", "}", "[", "]", ", ", "\n",
+        "  ", "- ", "? ", ": ", "&a ", "*a ", "<<: ", "!!int ", "!!map ", "!!binary ", "!!omap ",
+        "!!timestamp ", "!!set ", "!x ", "2020-13-45", "0x_", "1:2:3", "0o7", ".nan", ".inf", "~",
+        "'", '"', "\\u0000", "\\ud800", "---\n", "...\n", "#", "|", ">", "%TAG", "\t", "yes", "1",
+    ]),
+    max_size=40,
+).map("".join)  # fmt: skip
+
+
+def _read(content):
+    """Reads it; everything but a catalogue and a refusal in a few words is an error."""
+    try:
+        read_catalogue(content)
+    except GrainsConfigError as error:
+        assert len(str(error)) < 2000
+        str(error).encode()  # for whoever is told
+        event("refused")
+
+
+@law(300)
+@given(content=st.one_of(_TOPS, _NESTS))
+def test_any_settings_make_a_catalogue_or_are_refused(artifacts, monkeypatch, content):
+    TRIED["settings"] += 1
+    monkeypatch.chdir(artifacts)
+    _read(content)
+
+
+@law(400)
+@given(content=st.one_of(st.binary(max_size=60), _YAML.map(str.encode)))
+def test_any_bytes_make_a_catalogue_or_are_refused(artifacts, content):
+    TRIED["YAML files"] += 1
+    path = artifacts / "any.yaml"
+    path.write_bytes(content)
+    _read({"config": str(path)})
+
+
+@law(300)
+@given(
+    passport=st.fixed_dictionaries(
+        {},
+        optional={
+            "recommended": st.one_of(
+                _NESTS,
+                st.dictionaries(st.sampled_from(["layers", "strength", "positions"]), _NESTS),
+            ),
+            **{name: _NESTS for name in ("model_id", "model", "format_version", "x")},
+        },
+    )
+)
+def test_any_passport_is_read_or_refused(passport):
+    TRIED["passports"] += 1
+    vector = random_vector("llama", 0)
+    said = {
+        "format_version": 1,
+        "layer_convention": LAYER_CONVENTION,
+        "model": dataclasses.asdict(vector.model),
+        **passport,
+    }
+    tensors = {"directions": vector.directions, "reference_norms": vector.reference_norms}
+    content = safetensors.torch.save(tensors, metadata={"grains": json.dumps(said)})
+    try:
+        read = SteeringVector.parse(content, "v")
+    except ArtifactError as error:
+        assert len(str(error)) < 2000
+        str(error).encode()
+        return
+    json.dumps(read.passport, ensure_ascii=False).encode()
+    Positions.parse(read.recommended_positions)
+    assert set(read.recommended_layers) <= set(read.layers)
+
+
+@law(300)
+@given(where=st.integers(0, 400), what=st.binary(max_size=12), cut=st.integers(0, 9))
+def test_any_damage_to_an_artifact_is_refused_or_harmless(where, what, cut):
+    TRIED["artifacts"] += 1
+    vector = random_vector("llama", 0)
+    tensors = {"directions": vector.directions, "reference_norms": vector.reference_norms}
+    said = {
+        "format_version": 1,
+        "layer_convention": LAYER_CONVENTION,
+        "model": dataclasses.asdict(vector.model),
+    }
+    whole = safetensors.torch.save(tensors, metadata={"grains": json.dumps(said)})
+    damaged = whole[:where] + what + whole[where + len(what) :]
+    with suppress(ArtifactError):
+        SteeringVector.parse(damaged[: len(damaged) - cut], "v")

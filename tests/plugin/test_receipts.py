@@ -129,6 +129,27 @@ def test_several_prompts_are_one_receipt():
     assert "parts" not in whole
 
 
+def test_who_says_so_and_not_how_it_is_called_makes_a_step_of_a_beam_search(processor):
+    shown = []
+    for is_beam in (False, True):
+        receipts.in_beam_search.set(is_beam)
+        steps = []
+        token = receipts.collected.set(steps)
+        for number in range(2):
+            # What a client may send as X-Request-Id ends up here.
+            add(processor, marker(term("all", 5)), name=f"mine-{number}-beam-{is_beam}")
+        receipts.collected.reset(token)
+        shown.append(combined(steps)["prompt_tokens"])
+    receipts.in_beam_search.set(False)
+    assert shown == [0, None]
+
+
+def test_an_engine_that_nobody_has_checked_says_so():
+    unchecked = {"layer_output": "unchecked"}
+    one, two = (receipt(marker(term("all", 5), **unchecked), 5, 4) for _ in range(2))
+    assert one.to_json()["layer_output"] == combined([one, two])["layer_output"] == "unchecked"
+
+
 def test_prompts_decided_differently_are_told_apart():
     dice = [
         receipt(marker(term("all", 5, "new"), source="canary", fraction=0.5), 5, 3),

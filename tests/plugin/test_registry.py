@@ -1,6 +1,7 @@
 """One catalogue for all front ends of a server, and the switch that turns steering off."""
 
 import asyncio
+import fcntl
 import json
 import multiprocessing
 import os
@@ -141,6 +142,37 @@ def test_one_change_at_a_time(shared):
     assert order == [
         f"{name} {what}" for name in ("first", "second", "third") for what in ("begins", "ends")
     ]
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_no_wait_is_without_limit(shared, monkeypatch, servers):
+    monkeypatch.setattr(registry, "TURN_PATIENCE_S", 0.05)
+    monkeypatch.setattr(registry, "_LOCK_PATIENCE_S", 0.05)
+    front_end = Registry.of(engine(shared, servers, 0))
+
+    async def twice():
+        async with front_end.changing(), front_end.changing():
+            pass
+
+    with pytest.raises(TimeoutError, match="other changes have been under way"):
+        asyncio.run(asyncio.wait_for(twice(), 30))
+    with (Path(os.environ[STATE]) / "write.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a process that has been stopped would
+        if servers > 1:
+            with pytest.raises(TimeoutError, match=r"write\.lock is held"):
+                front_end.set_enabled(False)
+    assert front_end.snapshot().enabled
+    front_end.set_enabled(False)
+    assert not front_end.snapshot().enabled
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"catalogue": 1, "enabled": true}'])
+def test_a_shared_file_that_is_none(catalogue, monkeypatch, tmp_path, content):
+    monkeypatch.setenv(STATE, str(tmp_path))
+    if content is not None:
+        (tmp_path / "state.json").write_text(content)
+    with pytest.raises(GrainsConfigError, match=f"--api-server-count: .*{STATE}"):
+        Registry.of(engine(catalogue(), 2, 0))
 
 
 def test_api_servers_that_nobody_gave_a_file(catalogue, monkeypatch):

@@ -1,7 +1,10 @@
 """The artifact: what is written is what is read, and everything else is refused by name."""
 
 import json
+import os
 import stat
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -12,6 +15,7 @@ from grains_vllm.vectors import (
     ArtifactError,
     ModelFingerprint,
     SteeringVector,
+    read_whole,
     write_aside,
 )
 
@@ -100,11 +104,21 @@ def test_digest_is_stable_across_releases():
          "model.hidden_size is '4', expected int"),
         ({"passport": {"recommended": {"layers": [7]}}}, r"recommended.layers is \[7\]"),
         ({"passport": {"recommended": {"layers": "all"}}}, "recommended.layers is 'all'"),
-        ({"passport": {"recommended": {"strength": "strong"}}}, "recommended.strength is 'strong'"),
+        ({"passport": {"recommended": {"layers": [1, 1]}}}, r"\[1, 1\]: one stands twice"),
+        ({"passport": {"recommended": {"layers": [10**99]}}}, r"layers is \[a huge integer\]"),
+        ({"passport": {"recommended": {"strength": "strong"}}},
+         "recommended.strength: 'strong' is not a number"),
+        ({"passport": {"recommended": {"strength": 10**400}}},
+         "recommended.strength: a huge integer is not a number between"),
+        ({"passport": {"recommended": {"positions": ["x"] * 10**5}}}, r"\.\.\. is not one of all"),
         ({"passport": {"recommended": {"positions": "end"}}},
          "recommended.positions: 'end' is not one of all, text, image, prompt, prompt:N"),
         ({"passport": {"recommended": {"positions": 1}}}, "recommended.positions: 1 is not one of"),
         ({"passport": {"recommended": 3}}, "recommended is 3"),
+        ({"passport": {"model_id": ["a"]}}, r"model_id: \['a'\] is not text"),
+        ({"passport": {"model_id": "a\0b"}}, "model_id: .* holds a NUL"),
+        ({"passport": {"model_id": "\ud800"}}, "'model_id' holds half a character"),
+        ({"passport": {"method": {"\ud800": 1}}}, "'method' holds half a character"),
     ],
 )  # fmt: skip
 def test_refuses(tmp_path, change, message):
@@ -114,11 +128,96 @@ def test_refuses(tmp_path, change, message):
     assert str(path) in str(error.value)
 
 
-def test_refuses_a_truncated_file(tmp_path):
-    path = write(tmp_path / "v.safetensors")
-    path.write_bytes(path.read_bytes()[:-9])
+def header(text, body=b""):
+    """A safetensors file with this header, whatever it says."""
+    raw = text if isinstance(text, bytes) else json.dumps(text).encode()
+    return len(raw).to_bytes(8, "little") + raw + body
+
+
+def entry(start=0, **changes):
+    return {"dtype": "F32", "shape": [2], "data_offsets": [start, start + 8], **changes}
+
+
+TWICE = json.dumps(entry()).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"seven b",
+        (2**64 - 1).to_bytes(8, "little") + b"{}",
+        (10**6).to_bytes(8, "little") + b"{}",
+        header({"a": entry(), "b": entry(4)}, bytes(12)),
+        header({"a": entry(), "b": entry(12)}, bytes(20)),
+        header({"a": entry()}, bytes(9)),
+        header({"a": entry(shape=[2**40, 2**40])}, bytes(8)),
+        header({"a": entry(dtype="F6_E2M3", shape=[4], data_offsets=[0, 3])}, bytes(3)),
+        header(b'{"a":%b,"a":%b}' % (TWICE, TWICE), bytes(8)),
+        header(b'{"__metadata__":{"grains":"{}","grains":"{}"},"a":%b}' % TWICE, bytes(8)),
+        header(b"[" * 10**5),
+    ],
+)
+def test_refuses_what_is_no_safetensors_file(tmp_path, content):
+    path = tmp_path / "v.safetensors"
+    path.write_bytes(content)
     with pytest.raises(ArtifactError, match="cannot be read as a safetensors file"):
         SteeringVector.load(path)
+
+
+def test_refuses_a_passport_that_says_something_twice(tmp_path):
+    path = write(tmp_path / "v", passport={"note": "format_version"})
+    path.write_bytes(
+        path.read_bytes().replace(b'note\\": \\"format_version', b'format_version\\": \\"note')
+    )
+    with pytest.raises(ArtifactError, match="a key stands twice"):
+        SteeringVector.load(path)
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
+    path = write(tmp_path / "v")
+    stat_of = os.fstat
+
+    def fstat(handle):
+        found = stat_of(handle)
+        os.truncate(path, found.st_size // 2)
+        return found
+
+    monkeypatch.setattr("os.fstat", fstat)
+    with pytest.raises(ArtifactError, match="cannot be read as a safetensors file"):
+        SteeringVector.load(path)
+
+
+def test_a_file_that_shrinks_afterwards_changes_nothing(tmp_path):
+    """In a process of its own: with a mapped file it would die of SIGBUS."""
+    code = """
+import os, sys
+from grains_vllm.vectors import SteeringVector
+vector = SteeringVector.load(sys.argv[1])
+before = vector.digest
+os.truncate(sys.argv[1], 0)
+assert vector.digest == before
+"""
+    path = write(tmp_path / "v")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_refuses_what_is_no_plain_file_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in {
+        "pipe": "not a plain file",
+        "": "not a plain file",
+        "loop": "cannot be read",
+        "a\0b": "cannot be read",
+        "\ud800": "cannot be read",
+    }.items():
+        with pytest.raises(ArtifactError, match=message):
+            SteeringVector.load(tmp_path / name)
+    with pytest.raises(OSError, match="it has 5 bytes, 4 are allowed"):
+        (tmp_path / "five").write_bytes(b"12345")
+        read_whole(tmp_path / "five", 4)
 
 
 def test_refuses_foreign_and_missing_files(tmp_path):

@@ -239,7 +239,7 @@ BROKEN = {
         "vectors: {a: {path: vectors/polite.safetensors, strength: 1},"
         " a: {path: vectors/brief.safetensors, strength: 1}}", "stands here twice",
     ),
-    "bytes": (b"\xff\xfe\x00vectors", "cannot be read"),
+    "bytes": (b"\xff\xfe\x00vectors", "not valid YAML"),
     "python": ("vectors: !!python/object/apply:os.system ['true']", "not valid YAML"),
     "a bomb": (
         "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b]\n"
@@ -423,10 +423,14 @@ def test_the_server_is_as_it_was(machine, before):
 
 def test_a_killed_engine_ends_the_server_and_a_restart_serves_the_same(machine, before):
     server, core = machine.processes()
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(5) as pool:
         jobs = [pool.submit(machine.complete, name, LONG) for name in NAMES]
         time.sleep(0.3)
+        core.suspend()  # so that the change is still under way when the engine dies
+        change = pool.submit(machine.admin, "POST", "reload")
+        time.sleep(0.5)
         core.send_signal(signal.SIGKILL)
+        assert change.result().status_code == 503
         for job in jobs:
             # Answered in full before, or an error: never half an answer, never a wrong one.
             with suppress(httpx.TransportError):
