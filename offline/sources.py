@@ -162,10 +162,19 @@ def _dataset_rows(source: str, name: str, split: str, config: str | None) -> Row
             f"{name}: no such file, and not readable as a data set with split '{split}' "
             f"({type(error).__name__}: {error})"
         ) from error
-    return (
-        (f"{name}, row {number}", _filled(row) | {column: _files(row[column]) for column in images})
-        for number, row in enumerate(data, 1)
-    )
+    return _read(data, name, images)
+
+
+def _read(data: Any, name: str, images: Sequence[str]) -> Rows:
+    number = 0
+    try:
+        for number, row in enumerate(data, 1):
+            files = {column: _files(row[column]) for column in images}
+            yield f"{name}, row {number}", _filled(row) | files
+    except Exception as error:  # cells are decoded here, by whatever they need
+        raise InputError(
+            f"{name}, row {number + 1}: cannot be read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _files(cell: Any) -> Any:

@@ -130,8 +130,9 @@ CARRIED = {
         MISTRAL, [system("w3 w4"), user("w1"), assistant("w2"), user("w5")], {},
         ["w1", "w2", "w3 w4", "w5"]),
     "a passage taken out": (
-        PLAIN.replace("m.content or ''", "m.content.split('<')[0] ~ m.content.split('>')[-1]"),
-        [user("w1 <think> w2")], {}, ["w1  w2"]),
+        PLAIN.replace("m.content or ''",
+                      "m.content.split('<think>')[0] ~ m.content.split('</think>')[1]"),
+        [user("w1 <think>w9</think> w2")], {}, ["w1  w2"]),
     "a content written twice": (PLAIN.replace("<eos>", "|{{ m.content }}"), [user("w1 w2")], {},
                                 ["w1 w2", "w1 w2"]),
     "documents": (PLAIN + "{{ documents | tojson if documents }}", [user("w1")],
@@ -139,7 +140,7 @@ CARRIED = {
     "named templates": ({"default": PLAIN, "tool_use": LLAMA}, [user("w1")], {}, ["w1"]),
     "named templates, with tools": ({"default": PLAIN, "tool_use": LLAMA}, [user("w1")],
                                     {"tools": [TOOL]}, ["w1"]),
-    "a key of one's own": (PLAIN.replace("<eos>", "{{ m.mood }}"), [{**user("w1"), "mood": "w2"}],
+    "a key of one's own": (PLAIN.replace("<eos>", " {{ m.mood }}"), [{**user("w1"), "mood": "w2"}],
                            {}, ["w1"]),
 }  # fmt: skip
 

@@ -173,8 +173,10 @@ def test_what_is_no_image_is_refused(tmp_path: Path, value: Any, reason: str) ->
     (folder / "circle.png").symlink_to(folder / "circle.png")
     (folder / "notes.txt").write_text("no image")
     (folder / "half.png").write_bytes(encoded()[:50])
-    broken = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x05\0\xff\xff\xff\xff\0\0\0\0"
-    (folder / "exif.jpg").write_bytes(encoded(kind="JPEG", exif=broken))
+    # Turned by a quarter, and as wide as "abc".
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\0\0\x02\0\0\0\x04abc\0"
+    exif += b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    (folder / "exif.jpg").write_bytes(encoded(kind="JPEG", exif=exif))
     for name, side in (("bomb", 9000), ("huge", 60000)):
         payload = bytearray(encoded())
         payload[16:24] = side.to_bytes(4, "big") * 2  # what the header says; its checksum follows
@@ -183,7 +185,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path, value: Any, reason: str) ->
     if value == "/outside.png":
         value = f"{tmp_path}{value}"
     with warnings.catch_warnings(), pytest.raises(InputError, match=f"x, line 3: .*{reason}"):
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         picture_of(value, "x, line 3", folder)
 
 
