@@ -86,7 +86,6 @@ class Attributor:
         self.options = options
         self.baseline = baseline
         self.room = room
-        self._packed_length = 0
 
     def attribute(self, pairs: Sequence[TokenPair]) -> list[Attribution]:
         """One Attribution per pair, the same (beyond float noise) however pairs are grouped.
@@ -96,7 +95,6 @@ class Attributor:
             RuntimeError: among others, the device is too small for a single row; see
                 `out_of_memory`.
         """
-        self._packed_length = 0  # a group's scores must not depend on the groups before it
         examples = [self._example(pair) for pair in pairs]
         pending = examples
         while pending:
@@ -114,7 +112,7 @@ class Attributor:
         prompt = prompt_inputs(self.decoder, pair.prompt_ids, pair.image)
         x = prompt.embeds.float()
         baseline = prompt_baseline(prompt, self.baseline, self.options.baseline)
-        packed = self._packs(pair)
+        packed = may_pack(self.decoder, pair)
         with torch.no_grad():
             values = contrast(
                 self.decoder, [pair, pair], [x, baseline.expand_as(x)], packed,
@@ -207,17 +205,6 @@ class Attributor:
             (gradient.double() * example.distance).sum(1)
             for (example, _), gradient in zip(batch, gradients, strict=True)
         ]
-
-    def _packs(self, pair: TokenPair) -> bool:
-        # What can go wrong belongs to the model or comes with length, so an example that is no
-        # longer than one that has been tried needs no trial of its own.
-        # With an image comes another layout of positions, so each of those is tried.
-        if pair.image is None and pair.length <= self._packed_length:
-            return True
-        fits = may_pack(self.decoder, pair)
-        if fits and pair.image is None:
-            self._packed_length = pair.length
-        return fits
 
     def _require_finite(self, value: Tensor, pair: TokenPair, what: str) -> None:
         if not torch.isfinite(value).all():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from offline.directions import LayerDiagnostics, diagnose, set_direction, unit
+from offline.errors import InputError
 from offline.options import Direction, Method
 
 
@@ -21,12 +22,20 @@ def raw_directions(differences: Tensor, method: Method) -> Tensor:
 
     Args:
         differences: h_l(x, y+) - h_l(x, y-), [N, layers, hidden].
+        method: caa, pca-diff or icv.
+
+    Raises:
+        InputError: another method.
     """
     rows = differences.double()
     if method is Method.caa:
         return rows.mean(0)
     if method is Method.pca_diff:
         return torch.stack([set_direction(layer, Direction.pca) for layer in rows.unbind(1)])
+    if method is not Method.icv:
+        raise InputError(
+            f"the method is {method}, expected {Method.caa}, {Method.pca_diff} or {Method.icv}"
+        )
     long = rows.flatten(1)
     component = set_direction(long, Direction.pca_centered)
     return (component + long.mean(0)).view(rows.shape[1:])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from offline.blocks import record_blocks
 from offline.errors import InputError
@@ -80,8 +81,11 @@ def read_streams(decoder: Decoder, pair: TokenPair, read: Read) -> tuple[Tensor,
         InputError: a block output is NaN or infinite.
     """
     place = prompt_inputs(decoder, pair.prompt_ids, pair.image)
-    rows = [Row(place.embeds, ((ids, 1),), place) for ids in _after(pair, read)]
-    return streams(decoder, rows, [()] * len(rows), pair, read)
+    after = _after(pair, read)
+    rows = [Row(place.embeds, ((ids, 1),), place) for ids in after]
+    # Tokens where they will do: not every model makes the same of their embeddings.
+    tokens = None if pair.image else [[*pair.prompt_ids, *ids] for ids in after]
+    return streams(decoder, rows, [()] * len(rows), pair, read, tokens)
 
 
 def streams(
@@ -90,14 +94,19 @@ def streams(
     hidden: Sequence[Sequence[int]],
     pair: TokenPair,
     read: Read,
+    tokens: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h_l [rows, layers, hidden] and ||h_l|| [rows, layers] at each row's end, float32; with
     `response-mean` their means over the positions that predict the row's response.
 
     Args:
         hidden: per row, positions that attention must not see.
+        tokens: per row, its token ids, which are then given instead of its embeddings.
     """
     inputs = batch_inputs(decoder, rows)
+    if tokens is not None:
+        ids = pad_sequence([torch.tensor(row) for row in tokens], batch_first=True)
+        inputs["input_ids"] = ids.to(inputs.pop("inputs_embeds").device)
     for mask, positions in zip(inputs["attention_mask"], hidden, strict=True):
         mask[list(positions)] = 0
     spans = [_span(row, read) for row in rows]

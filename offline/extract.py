@@ -18,11 +18,12 @@ from offline.errors import InputError
 from offline.groups import Group, Record, group_maker
 from offline.kept_deltas import KeptDeltas
 from offline.model import Decoder, check_leaf
-from offline.options import ExtractOptions, Method, Tokens
+from offline.objective import mixes_without_mask
+from offline.options import ExtractOptions, Mask, Method, Tokens
 from offline.pairs import PairSet
 from offline.partial import PartialRun, differences, discard, from_bytes, to_bytes
 from offline.passport import manifest, write_passport
-from offline.prompts import TokenPair, tokenise
+from offline.prompts import TokenPair, takes_special, tokenise
 from offline.team import Team
 
 GROUP = 8  # examples that are computed together and kept together
@@ -70,6 +71,8 @@ def extract(
     """
     team = team or Team()
     say = on_note if team.leads else lambda note: None  # what all of them find
+    for note in data.notes:
+        say(note)
     if isinstance(data.pairs[0].prompt, str) and chat_template(
         decoder.tokenizer, decoder.processor
     ):
@@ -79,11 +82,23 @@ def extract(
     pairs = [tokenise(pair, decoder.tokenizer, decoder.processor) for pair in data.pairs]
     for pair in pairs:
         _require_fit(pair, decoder, options.most(pair.image is not None) if strict_k else 1)
+    rendered = sum(
+        isinstance(pair.prompt, str) and not takes_special(decoder.tokenizer, pair.prompt)
+        for pair in data.pairs
+    )
+    if rendered:
+        say(f"{rendered} prompts begin with the tokenizer's special tokens; it adds none to them")
     repeated = len(data.pairs) - len({pair.id for pair in data.pairs})
     if repeated:
         say(f"{repeated} examples have an id that another one has too")
     for example in {pair.image is None: pair for pair in pairs}.values():  # one of each kind
-        check_leaf(decoder, example.prompt_ids, example.image)
+        if options.method is Method.grains or example.image is not None:
+            check_leaf(decoder, example.prompt_ids, example.image)
+    if options.mask is Mask.attention and mixes_without_mask(decoder):
+        raise InputError(
+            f"--mask {Mask.attention} hides tokens from attention, but model '{decoder.name}' has "
+            "layers that carry them on in other ways; choose another --mask"
+        )
     whose = f"process {team.rank}: " if team.size > 1 else ""
     room = Room(batch_rows, recompute, lambda note: on_note(whose + note))
     compute = group_maker(decoder, options, room, say)

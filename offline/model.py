@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grains_vllm.vectors import ModelFingerprint
+from offline.batching import out_of_memory
 from offline.blocks import find_blocks
 from offline.errors import InputError
 from offline.prompt_inputs import PromptCache, model_inputs, prompt_inputs
@@ -194,8 +195,13 @@ def check_leaf(decoder: Decoder, ids: list[int], image: ImagePrompt | None = Non
             )
     except InputError:
         raise
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise InputError(f"model '{decoder.name}' does not take inputs_embeds: {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:  # models raise what they run into
+        if out_of_memory(error):
+            raise
+        raise InputError(
+            f"model '{decoder.name}': it does not take inputs_embeds that are no token's, so its "
+            f"embeddings cannot be attributed ({error})"
+        ) from error
     if not torch.isfinite(plain).all():
         raise InputError(f"model '{decoder.name}': its logits hold a NaN or infinity")
     gap = (plain - leaf).abs().max() / plain.abs().max().clamp_min(1e-6)
@@ -210,7 +216,10 @@ def _text_logits(decoder: Decoder, ids: list[int]) -> tuple[Tensor, Tensor]:
     # A few tokens show it, and these are logits of every position.
     tokens = torch.tensor([ids[:_CHECKED]], device=decoder.device)
     plain = decoder.model(input_ids=tokens, use_cache=False).logits
-    leaf = decoder.model(inputs_embeds=decoder.embed(tokens), use_cache=False).logits
+    embeds = decoder.embed(tokens)
+    leaf = decoder.model(inputs_embeds=embeds, use_cache=False).logits
+    # Attribution goes through points that no token has; some models look tokens up by embedding.
+    decoder.model(inputs_embeds=embeds / 2, use_cache=False)
     return plain.float(), leaf.float()
 
 

@@ -8,7 +8,7 @@ right.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,10 @@ from offline.prompts import TokenPair
 
 # How far packed and ordinary log-likelihoods of one token may differ: the noise of one forward.
 _PACKED_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+# How far those of one response may follow the other, which it does not see: hardly any noise.
+_LEAK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+# Layers in which a mask decides what a position is made of.
+_MASKED_LAYERS = ("full_attention", "attention", "sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True)
@@ -158,28 +162,59 @@ def _positions(row: Row, axes: int) -> Tensor:
 def may_pack(decoder: Decoder, pair: TokenPair) -> bool:
     """Whether one packed row gives this pair's log-likelihoods, by trying it on the plain input.
 
-    A 4-D mask replaces the model's own, so attention windows must not bind; everything else
-    (exotic masks, recurrent layers, kernels without masks) shows in the numbers.
+    A 4-D mask replaces the model's own, so attention windows must not bind, and where layers mix
+    positions in other ways, one response would follow from the other. Everything else (exotic
+    masks, kernels without masks) shows in the numbers.
     """
     place = place_of(decoder, pair)
     if place is not None and place.token_types is not None:
         return False  # a mask of our own would lose that image tokens see each other both ways
+    if mixes_without_mask(decoder):
+        return False
     config = decoder.text_config
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     if any(window is not None and window < pair.length for window in windows):
         return False
     prompt = decoder.embed(pair.prompt_ids) if place is None else place.embeds
+    # A response's first token is scored at the prompt's end, so a single one would show nothing.
+    chosen, rejected = (
+        ids if len(ids) > 1 else ids * 2 for ids in (pair.chosen_ids, pair.rejected_ids)
+    )
+    tried = replace(pair, chosen_ids=chosen, rejected_ids=rejected)
+    tokens = decoder.model.get_input_embeddings().weight.shape[0]
+    other = replace(tried, chosen_ids=[(token + 1) % tokens for token in chosen])
     try:
         with torch.no_grad():
-            together = response_logps(decoder, rows_of(pair, prompt, True, place))[0]
-            apart = response_logps(decoder, rows_of(pair, prompt, False, place))
+            packed = [row for one in (tried, other) for row in rows_of(one, prompt, True, place)]
+            together, beside = response_logps(decoder, packed)
+            apart = response_logps(decoder, rows_of(tried, prompt, False, place))
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
         if out_of_memory(error):
             raise
         return False  # this model or attention implementation does not take a 4-D mask
-    alone = torch.cat([apart[0, : len(pair.chosen_ids)], apart[1, : len(pair.rejected_ids)]])
-    tolerance = _PACKED_TOLERANCE[decoder.dtype]
-    return bool(torch.allclose(together, alone, rtol=tolerance, atol=tolerance))
+    alone = torch.cat([apart[0, : len(chosen)], apart[1, : len(rejected)]])
+    tolerance, leak = _PACKED_TOLERANCE[decoder.dtype], _LEAK_TOLERANCE[decoder.dtype]
+    second = slice(len(chosen), None)
+    return bool(
+        torch.allclose(together, alone, rtol=tolerance, atol=tolerance)
+        and torch.allclose(together[second], beside[second], rtol=0, atol=leak)
+    )
+
+
+def mixes_without_mask(decoder: Decoder) -> bool:
+    """Whether layers carry one position into the next whatever an attention mask says, as
+    recurrent, convolutional and linear attention layers do."""
+    kinds = getattr(decoder.text_config, "layer_types", None) or ()
+    return (
+        # What transformers says of such models; it does not say so of all of them.
+        getattr(decoder.model, "_is_stateful", False)
+        or any(kind not in _MASKED_LAYERS for kind in kinds)
+        or any(
+            isinstance(module, nn.Conv1d | nn.RNNBase)
+            for block in decoder.blocks
+            for module in block.modules()
+        )
+    )
 
 
 @contextmanager

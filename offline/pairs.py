@@ -6,7 +6,7 @@ The words and conventions are TRL's: string prompts are raw text, message lists 
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,21 @@ from offline.errors import InputError
 from offline.pictures import Picture, picture_of
 from offline.sources import TRUTHFULQA, read_rows
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 _NEEDED = "'prompt', 'chosen' and 'rejected'"
+_PAIR = ("chosen", "rejected")
+# What a chat template takes beside messages, each with its JSON type.
+_GIVEN: dict[str, type] = {"tools": list, "documents": list, "chat_template_kwargs": dict}
+_CALLS = {"tool_calls", "function_call"}  # a message that calls need not say anything
+# Columns of other formats whose text a prompt should hold; what is not read would be dropped.
+_PROMPT_LIKE = (
+    "question", "query", "instruction", "input", "context", "history", "system", "system_prompt",
+    "system_message", "functions", "chat_template", "audio", "audios", "video", "videos",
+)  # fmt: skip
+
+
+class NoPreference(InputError):
+    """A row without two responses that differ."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +40,15 @@ class Pair:
     Attributes:
         id: the data's own id, else the number of its line or row (from 1).
         where: file and line, for messages.
-        prompt: raw text, or chat messages that await the model's chat template.
+        prompt: raw text, or chat messages that await the model's chat template: `role`, `content`,
+            and any other key that the template may know.
         chosen, rejected: the response texts.
         question: for raw text around which we put a template, the span [start, end) that is not
             template; None when all of it is the data's.
         picture: the image that the prompt is about; it stands before the text of a chat's first
             user message, and where raw text has the model's image token.
+        given: what the chat template gets beside messages: `tools`, `documents`,
+            `chat_template_kwargs`.
     """
 
     id: str
@@ -42,20 +58,24 @@ class Pair:
     rejected: str
     question: tuple[int, int] | None = None
     picture: Picture | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def prompt_fingerprint(self) -> str:
-        """sha256 (first 16 hex digits) of the prompt with its image, to find overlap with other
-        data sets."""
-        if self.picture is not None:
-            return digest([self.prompt, self.picture.sha256])[:16]
-        return digest(self.prompt)[:16]
+        """sha256 (first 16 hex digits) of the prompt with its image and what is given with it, to
+        find overlap with other data sets."""
+        return digest([self.prompt, *self._beside] if self._beside else self.prompt)[:16]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (first 16 hex digits) of prompt, image and both responses."""
-        parts = [self.prompt, self.chosen, self.rejected]
-        return digest(parts + ([self.picture.sha256] if self.picture is not None else []))[:16]
+        """sha256 (first 16 hex digits) of all that `prompt_fingerprint` covers, and both
+        responses."""
+        return digest([self.prompt, self.chosen, self.rejected, *self._beside])[:16]
+
+    @property
+    def _beside(self) -> list[Any]:
+        shown = [] if self.picture is None else [self.picture.sha256]
+        return [*shown, dict(self.given)] if self.given else shown
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,7 @@ class PairSet:
 
     Attributes:
         drawn: facts about how these pairs were chosen and made from the source, JSON-able.
+        notes: what a person should know about that, one line each.
     """
 
     name: str
@@ -71,6 +92,7 @@ class PairSet:
     total: int
     pairs: list[Pair]
     drawn: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def swapped(self) -> "PairSet":
         """The same pairs with chosen and rejected exchanged: what steers the other way."""
@@ -86,31 +108,47 @@ def load_pairs(
     seed: int = 0,
     split: str = "train",
     allow_image_urls: bool = False,
+    strict: bool = True,
 ) -> PairSet:
     """Reads preference pairs.
 
     Args:
         source: a .jsonl, .csv or .parquet file, a folder written by `datasets`, or a hub id.
         chat: turn a string prompt into one user message.
-        limit: draw this many pairs with `seed`; they keep the data's order.
+        limit: draw this many pairs with `seed`; they keep the data's order. Rows that make no pair
+            are not drawn from.
         split: which split of a folder or hub data set.
         allow_image_urls: download images that the data names by http(s) addresses.
+        strict: refuse data in which a row makes no pair, where no limit draws among the others.
 
     Raises:
         InputError: naming file, line and field.
     """
     name, sha256, rows = read_rows(source, split)
     reader = _Reader(chat, image_folder(source), allow_image_urls)
-    pairs = [reader.pair(row, where, number) for number, (where, row) in enumerate(rows, 1)]
-    if not pairs:
+    pairs: list[Pair] = []
+    refused: list[InputError] = []
+    for number, (where, row) in enumerate(rows, 1):
+        try:
+            pairs.append(reader.pair(row, where, number))
+        except InputError as error:
+            if strict and limit is None:
+                raise
+            refused.append(error)
+    if not pairs and not refused:
         raise InputError(f"{name}: holds no preference pairs")
     total = len(pairs)
+    if refused and total < (limit or 1):
+        raise refused[0]
     if sha256 is None:
         sha256 = digest([pair.fingerprint for pair in pairs])
     if limit is not None and limit < total:
         kept = sorted(random.Random(seed).sample(range(total), limit))
         pairs = [pairs[index] for index in kept]
-    return PairSet(name, sha256, total, pairs)
+    if not refused:
+        return PairSet(name, sha256, total, pairs)
+    note = f"{len(refused)} of {total + len(refused)} rows are left out, such as {refused[0]}"
+    return PairSet(name, sha256, total, pairs, {"left_out": len(refused)}, (note,))
 
 
 def image_folder(source: str) -> Path:
@@ -119,13 +157,13 @@ def image_folder(source: str) -> Path:
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
-    """Writes JSON lines that `load_pairs` reads back: id, prompt, chosen, rejected, and image, a
-    file in the folder `<name>.images` beside them."""
+    """Writes JSON lines that `load_pairs` reads back: id, prompt, chosen, rejected, what is given
+    with the prompt, and image, a file in the folder `<name>.images` beside them."""
     lines = []
     for pair in pairs:
         row: dict[str, Any] = {
             name: getattr(pair, name) for name in ("id", "prompt", "chosen", "rejected")
-        }
+        } | dict(pair.given)
         if pair.picture is not None:
             name = f"{pair.picture.sha256[:16]}.{pair.picture.ending}"
             folder = path.with_name(f"{path.name.removesuffix('.jsonl')}.images")
@@ -154,20 +192,14 @@ class _Reader:
             raise InputError(f"{where}: found {kind_of(row)}, expected an object with {_NEEDED}")
         if set(TRUTHFULQA) <= set(row):
             return _truthfulqa(row, where, number, self.chat)
-        for name in ("chosen", "rejected"):
+        for name in _PAIR:
             if row.get(name) is None:
                 raise InputError(f"{where}: '{name}' is missing, expected {_NEEDED}")
-        prompt = prompt_of(row, where)
-        chosen, rejected = (
-            response_of(row, name, prompt, where) for name in ("chosen", "rejected")
-        )
-        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-            raise InputError(f"{where}: 'prompt' is empty, expected text or messages")
-        if self.chat and isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
+        prompt, (chosen, rejected) = spoken(row, _PAIR, where, self.chat)
         pair = Pair(
             _id(row, where, number), where, prompt, chosen, rejected,
             picture=row_picture(row, where, self.folder, self.allow_urls),
+            given=given_with(prompt, row, where),
         )  # fmt: skip
         return require_two_responses(pair, "chosen", "rejected")
 
@@ -190,7 +222,7 @@ def row_picture(
     value, images = row.get("image"), row.get("images")
     if value is not None and images is not None:
         raise InputError(f"{where}: it has both 'image' and 'images', expected one of them")
-    if images is not None:
+    if images is not None and images != []:
         if not isinstance(images, list) or len(images) != 1:
             found = f"{len(images)} images" if isinstance(images, list) else kind_of(images)
             raise InputError(f"{where}: 'images' holds {found}, expected a list of one image")
@@ -227,12 +259,15 @@ def require_two_responses(pair: Pair, chosen: str, rejected: str) -> Pair:
 
     Args:
         chosen, rejected: what the data calls them, for the message.
+
+    Raises:
+        NoPreference: they are not two.
     """
     for name, text in ((chosen, pair.chosen), (rejected, pair.rejected)):
         if not text.strip():
-            raise InputError(f"{pair.where}: '{name}' is empty, expected text")
+            raise NoPreference(f"{pair.where}: '{name}' is empty, expected text")
     if pair.chosen.strip() == pair.rejected.strip():
-        raise InputError(
+        raise NoPreference(
             f"{pair.where}: '{chosen}' and '{rejected}' are identical, expected two responses"
         )
     return pair
@@ -243,7 +278,7 @@ def same_question(prompt: str | Messages) -> list[str | Messages]:
     if not isinstance(prompt, str):
         if len(prompt) != 1:
             return [prompt]
-        text = prompt[0]["content"]
+        text = text_of(prompt[0])
     else:
         text = prompt
     question = text.strip()
@@ -253,44 +288,148 @@ def same_question(prompt: str | Messages) -> list[str | Messages]:
     return [prompt, *forms, *([{"role": "user", "content": form}] for form in forms)]
 
 
-def prompt_of(row: Mapping[str, Any], where: str) -> str | Messages:
-    """A row's prompt: its own, a question about an image, or what its two conversations start
-    with."""
+def spoken(
+    row: Mapping[str, Any], names: Sequence[str], where: str, chat: bool = False
+) -> tuple[str | Messages, list[str]]:
+    """A row's prompt, and the responses under `names`: texts, or the one assistant message behind
+    the prompt.
+
+    The prompt is the row's own, a question about an image, or what the responses begin with (TRL's
+    implicit prompt): whole messages, or text up to the start of the word in which they differ.
+
+    Args:
+        chat: turn a string prompt into one user message.
+
+    Raises:
+        InputError: naming the field; there is none, or a column holds more of the prompt.
+    """
+    values = [
+        row[name] if isinstance(row[name], str) else _messages(row[name], name, where)
+        for name in names
+    ]
+    prompt = _own_prompt(row, where)
+    chats = not any(isinstance(value, str) for value in values)
+    if prompt is None or (isinstance(prompt, str) and chats and len(values) > 1):
+        start = _common_start(values)
+        if isinstance(prompt, str) and start:
+            _require_within(prompt, "prompt", start, where)
+        if start or (prompt is None and chats):
+            prompt, values = start, [value[len(start) :] for value in values]
+    if prompt is None:
+        raise InputError(
+            f"{where}: 'prompt' is missing, and {' and '.join(names)} do not begin alike; expected "
+            f"{_NEEDED}"
+        )
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise InputError(f"{where}: 'prompt' is empty, expected text or messages")
+    for name, value in row.items():
+        if str(name).lower() in _PROMPT_LIKE:
+            _require_within(value, str(name), prompt, where)
+    if chat and isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    return prompt, [
+        _response(value, name, prompt, where) for name, value in zip(names, values, strict=True)
+    ]
+
+
+def given_with(prompt: str | Messages, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a row gives the chat template beside messages: see `Pair.given`.
+
+    Raises:
+        InputError: of another type (JSON text will do), or the prompt is no chat.
+    """
+    given = {}
+    for name, kind in _GIVEN.items():
+        value = row.get(name)
+        if isinstance(value, str) and value.strip():
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{where}: '{name}' is no valid JSON ({error})") from error
+        if _says_nothing(value):
+            continue
+        objects = value if kind is list and isinstance(value, list) else []
+        if not isinstance(value, kind) or any(not isinstance(one, dict) for one in objects):
+            expected = "a list of objects" if kind is list else "an object"
+            raise InputError(f"{where}: '{name}' is {kind_of(value)}, expected {expected}")
+        if isinstance(prompt, str):
+            raise InputError(
+                f"{where}: it has '{name}', which only a chat template can show, but its prompt is "
+                "text; make it messages, or a message with --chat"
+            )
+        given[name] = _json(value, name, where)
+    return given
+
+
+def _own_prompt(row: Mapping[str, Any], where: str) -> str | Messages | None:
     prompt = row.get("prompt")
-    shows = row.get("image") is not None or row.get("images") is not None
+    shows = any(not _says_nothing(row.get(name)) for name in ("image", "images"))
     if prompt is None and shows and isinstance(row.get("question"), str):
         prompt = row["question"]
-    if isinstance(prompt, str):
+    if prompt is None or isinstance(prompt, str):
         return prompt
-    if prompt is not None:
-        return _messages(prompt, "prompt", where)
-    if isinstance(row["chosen"], str):
-        raise InputError(f"{where}: 'prompt' is missing, expected {_NEEDED}")
-    # TRL's implicit prompt: what the two conversations have in common at their start.
-    chosen, rejected = (_messages(row[name], name, where) for name in ("chosen", "rejected"))
-    common = 0
-    while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
-        common += 1
-    return chosen[:common]
+    return _messages(prompt, "prompt", where)
 
 
-def response_of(row: Mapping[str, Any], name: str, prompt: str | Messages, where: str) -> str:
-    """The response under `name`: text, or the one assistant message behind the prompt."""
-    value = row[name]
+def _common_start(values: list[Any]) -> Any:
+    """What two texts or two conversations begin with, leaving something of each; of values that
+    are not alike, nothing."""
+    one, two = values[0], values[-1]
+    if isinstance(one, str) is not isinstance(two, str):
+        return ""
+    end = same_until(one, two)
+    if not isinstance(one, str):
+        return one[: min(end, len(one) - 1, len(two) - 1)]
+
+    def splits_a_word() -> bool:
+        return one[end - 1].isalnum() and any(text[end : end + 1].isalnum() for text in (one, two))
+
+    # TRL cuts within words, where a prompt's last token would be another one than in the text.
+    while end and (splits_a_word() or not (one[end:].strip() and two[end:].strip())):
+        end -= 1
+    # As in TRL, a space belongs to the word behind it.
+    return one[: end - 1] if one[end - 1 : end] == " " else one[:end]
+
+
+def same_until(one: Sequence[Any], two: Sequence[Any]) -> int:
+    """How many items two sequences have in common at their start."""
+    differ = (index for index, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
+    return next(differ, min(len(one), len(two)))
+
+
+def _require_within(value: Any, name: str, prompt: str | Messages, where: str) -> None:
+    """Refuses a column that says more than the prompt does."""
+    texts = [prompt] if isinstance(prompt, str) else [text_of(message) for message in prompt]
+    within = isinstance(value, str) and any(value.strip() in text for text in texts)
+    if not within and not _says_nothing(value):
+        raise InputError(
+            f"{where}: '{name}' is {kind_of(value)}, which is no part of the prompt and would be "
+            "dropped; put it into the messages of 'prompt', or leave it out"
+        )
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """A message's content; "" where it has none, as beside tool calls."""
+    return message.get("content") or ""
+
+
+def _response(value: Any, name: str, prompt: str | Messages, where: str) -> str:
     if isinstance(value, str):
         return value
-    messages = _messages(value, name, where)
-    if row.get("prompt") is None and not isinstance(prompt, str):
-        messages = messages[len(prompt) :]
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        roles = [message["role"] for message in messages]
+    if len(value) != 1 or value[0]["role"] != "assistant":
+        roles = [message["role"] for message in value]
         raise InputError(
             f"{where}: '{name}' holds the roles {roles} after the prompt, "
             "expected exactly one 'assistant' message"
         )
+    more = sorted(value[0].keys() - {"role", "content"})
+    if more:
+        raise InputError(
+            f"{where}: '{name}' has an answer with '{more[0]}'; an answer is its 'content' alone"
+        )
     if isinstance(prompt, str):
         raise InputError(f"{where}: '{name}' holds messages but 'prompt' is text, expected alike")
-    return messages[0]["content"]
+    return value[0]["content"]
 
 
 def _messages(value: Any, name: str, where: str) -> Messages:
@@ -310,15 +449,21 @@ def _messages(value: Any, name: str, where: str) -> Messages:
             raise InputError(f"{where}: '{place}.role' is {kind_of(role)}, expected text")
         may_show = role == "user" and first_user
         first_user = first_user and role != "user"
+        more = {
+            key: _json(part, f"{place}.{key}", where)
+            for key, part in message.items()
+            if key not in ("role", "content") and not _says_nothing(part)
+        }
         if isinstance(content, list):
-            content = _text_of(content, f"{place}.content", may_show, where)
-        if not isinstance(content, str):
+            content = _joined(content, f"{place}.content", may_show, where)
+        if not isinstance(content, str) and (content is not None or not _CALLS & more.keys()):
             raise InputError(f"{where}: '{place}.content' is {kind_of(content)}, expected text")
-        messages.append({"role": role, "content": content})
+        said = {"content": content} if "content" in message else {}
+        messages.append({"role": role, **said, **more})
     return messages
 
 
-def _text_of(parts: list[Any], place: str, may_show: bool, where: str) -> str:
+def _joined(parts: list[Any], place: str, may_show: bool, where: str) -> str:
     """The text of a message that comes in parts; an image may come before it, and only in a
     conversation's first user message, where the pair's picture goes."""
     texts = []
@@ -326,7 +471,12 @@ def _text_of(parts: list[Any], place: str, may_show: bool, where: str) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind == "image" and any(part[key] is not None for key in part if key != "type"):
+            more = [key for key in _named(part) if key != "text"]
+            if more:
+                raise InputError(
+                    f"{where}: '{place}[{index}]' is text with '{more[0]}', expected 'text' alone"
+                )
+        elif kind == "image" and (_named(part) or part.get("index") not in (None, 0)):
             raise InputError(
                 f"{where}: '{place}[{index}]' names an image of its own; the row's 'image' is the "
                 'place for it, beside {"type": "image"} alone'
@@ -342,6 +492,11 @@ def _text_of(parts: list[Any], place: str, may_show: bool, where: str) -> str:
                 "the first user message"
             )
     return "".join(texts)
+
+
+def _named(part: Mapping[str, Any]) -> list[str]:
+    """The keys of a message's part that say something, but for its type and its place."""
+    return [key for key in part if key not in ("type", "index") and not _says_nothing(part[key])]
 
 
 def _has_image(value: Any) -> bool:
@@ -360,6 +515,20 @@ def _id(row: Mapping[str, Any], where: str, number: int) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InputError(f"{where}: 'id' is {kind_of(value)}, expected text or a whole number")
     return str(value)
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether a value stands for an absent one: tables have a cell for every key."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def _json(value: Any, name: str, where: str) -> Any:
+    """`value`, which must be JSON-able: it goes into templates, fingerprints and files."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: '{name}' is {kind_of(value)}, expected JSON") from error
+    return value
 
 
 def kind_of(value: Any) -> str:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,9 @@ from offline.errors import InputError
 
 _URL_LIMIT = 32 * 2**20  # bytes
 _URL_SECONDS = 30.0
+# An RGB image of this size is 192 MiB, and a few copies of it are made. Cameras stay below; PIL by
+# itself warns of more, and stops at nearly three times as many.
+_MAX_PIXELS = 2**26
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 
 
@@ -76,19 +80,22 @@ def picture_of(value: Any, where: str, folder: Path, *, allow_urls: bool = False
     """The picture that a row's `image` stands for.
 
     Args:
-        value: a path (relative to `folder`), a URL, or what `datasets` and parquet files hold:
-            an object with `bytes` or `path`.
+        value: a path (relative to `folder`, and in it), a URL, or what `datasets` and parquet files
+            hold: an object with `bytes` or `path`. A `Path` is our own word for a file anywhere.
         where: file and line, for messages.
         allow_urls: download http(s) addresses; refused otherwise.
 
     Raises:
-        InputError: no such file, not an image, a URL that is not allowed or cannot be read.
+        InputError: no such file, a file elsewhere, not an image or one that is too large, a URL
+            that is not allowed or cannot be read.
     """
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
         name = value.get("path")
         return _checked(name if isinstance(name, str) and name else where, value["bytes"], where)
     if isinstance(value, Mapping):
         value = value.get("path")
+    if isinstance(value, Path):
+        return _checked(value.name, value, where)
     if not isinstance(value, str) or not value.strip():
         found = "empty" if isinstance(value, str) else type(value).__name__
         raise InputError(f"{where}: 'image' is {found}, expected the path of an image file")
@@ -101,20 +108,30 @@ def picture_of(value: Any, where: str, folder: Path, *, allow_urls: bool = False
         return _checked(value, _download(value, where), where)
     if "://" in value or value.startswith("data:"):
         raise InputError(f"{where}: 'image' is '{value[:60]}', expected a path or an http(s) URL")
-    path = folder / value
-    try:
-        there = path.is_file()
-    except OSError:  # a name that no file can have
-        there = False
-    if not there:
+    path = file_within(folder, value)
+    if path is None:
         raise InputError(
-            f"{where}: 'image' is '{value[:80]}': no such file beside {folder.name or '.'}"
+            f"{where}: 'image' is '{value[:80]}': no such file in '{folder.name or '.'}', where "
+            "paths begin and links must end"
         )
     return _checked(value, path, where)
 
 
+def file_within(folder: Path, name: str) -> Path | None:
+    """The file `name` in a folder, if there is one and it does not lie elsewhere: absolute paths,
+    `..` and links may not lead out, since data may come from strangers."""
+    try:
+        path = (folder / name).resolve()
+        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, links in a circle
+        return None
+
+
 def _checked(name: str, source: Path | bytes, where: str) -> Picture:
-    payload = source if isinstance(source, bytes) else source.read_bytes()
+    try:
+        payload = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise InputError(f"{where}: 'image' {name[:80]} cannot be read ({error})") from error
     image = _decode(payload, f"{where}: 'image' {name[:80]}")
     if min(image.size) < 1:
         raise InputError(f"{where}: 'image' {name[:80]} has no pixels")
@@ -122,24 +139,34 @@ def _checked(name: str, source: Path | bytes, where: str) -> Picture:
 
 
 def _open(payload: bytes, name: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        return Image.open(io.BytesIO(payload), formats=list(_ENDINGS))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(payload), formats=list(_ENDINGS))
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} has more than {_MAX_PIXELS} pixels ({error})") from error
+    except Exception as error:  # decoders raise whatever they run into
         raise InputError(
             f"{name} is not an image that can be read (known: {', '.join(_ENDINGS)})"
         ) from error
+    width, height = image.size  # from the header: nothing is decoded yet
+    if width * height > _MAX_PIXELS:
+        raise InputError(
+            f"{name} has {width} x {height} pixels, expected {_MAX_PIXELS} pixels at most"
+        )
+    return image
 
 
 def _decode(payload: bytes, name: str) -> Any:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     image = _open(payload, name)
     try:
         image.load()
         return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # so do they here, and readers of EXIF data
         raise InputError(f"{name} is a damaged image file ({error})") from error
 
 

@@ -4,12 +4,13 @@ Template and special tokens (BOS, chat markup, the "Q:" and "A:" around a questi
 are never eligible. What is template is decided by rendering, not by patterns.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from offline.chat_text import Span, render
 from offline.errors import InputError
-from offline.pairs import Pair
+from offline.pairs import Messages, Pair
 from offline.vision import ImagePrompt, image_prompt, sources
 
 
@@ -19,12 +20,13 @@ class TokenPair:
 
     Attributes:
         pair: where it came from.
-        prompt_ids: T token ids, special and template tokens included.
+        prompt_ids: T token ids, special and template tokens included, up to where an answer begins.
         chosen_ids, rejected_ids: the response tokens, without the prompt.
         tokens: the T prompt tokens as text, for people.
         eligible: T flags; True where the token belongs to a message's content or holds an image
             feature.
         image: the prompt as the processor laid it out, if it has an image.
+        lead: how many of the last prompt tokens a template writes only once there is an answer.
     """
 
     pair: Pair
@@ -34,11 +36,17 @@ class TokenPair:
     tokens: list[str]
     eligible: list[bool]
     image: ImagePrompt | None = None
+    lead: int = 0
 
     @property
     def image_tokens(self) -> list[bool]:
         """T flags; True where an image feature stands."""
         return list(self.image.image_tokens) if self.image else [False] * len(self.prompt_ids)
+
+    @property
+    def asked_ids(self) -> list[int]:
+        """The prompt as it awaits an answer that is yet to be made."""
+        return self.prompt_ids[: len(self.prompt_ids) - self.lead]
 
     @property
     def length(self) -> int:
@@ -66,29 +74,23 @@ def tokenise(pair: Pair, tokenizer: Any, processor: Any = None) -> TokenPair:
         )
     if pair.picture is not None and processor is None:
         raise InputError(f"{pair.where}: it has an image, but the model takes text alone")
-    is_chat = not isinstance(pair.prompt, str)
-    chat = None
-    if isinstance(pair.prompt, str):
-        text, contents = pair.prompt, [pair.question or (0, len(pair.prompt))]
-    else:
-        show = pair.picture is not None
-        chat = render(pair.prompt, tokenizer, pair.where, processor, show=show)
-        text, contents = chat.text, chat.contents
-    # A chat template writes BOS itself; raw text gets the tokenizer's own special tokens.
-    ids, offsets = encode(tokenizer, text, special=not is_chat)
-    if not ids:
-        raise InputError(f"{pair.where}: 'prompt' has no tokens")
+    laid = lay_out(
+        pair.prompt, [pair.chosen, pair.rejected], tokenizer, pair.where, processor,
+        show=pair.picture is not None, given=pair.given,
+    )  # fmt: skip
+    contents = laid.contents if pair.question is None else [pair.question]
+    ids = laid.ids
     special = set(tokenizer.all_special_ids)
     if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         special.discard(tokenizer.unk_token_id)  # an unknown word is content
     eligible = [
         token not in special and any(_overlap(span, content) for content in contents)
-        for token, span in zip(ids, offsets, strict=True)
+        for token, span in zip(ids, laid.offsets, strict=True)
     ]
     image = None
     prompt_ids = ids
     if pair.picture is not None:
-        image = image_prompt(processor, text, pair.picture, not is_chat, pair.where)
+        image = image_prompt(processor, laid.text, pair.picture, laid.special, pair.where)
         prompt_ids = list(image.ids)
         eligible = [
             shows or (source is not None and eligible[source])
@@ -99,21 +101,88 @@ def tokenise(pair: Pair, tokenizer: Any, processor: Any = None) -> TokenPair:
             f"{pair.where}: none of the {len(ids)} prompt tokens is eligible, all are special or "
             "template tokens"
         )
-    responses = {}
-    for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        said = response if chat is None else chat.lead(response) + response
-        responses[name] = response_ids(tokenizer, text, ids, said, special=not is_chat)
-        if not responses[name]:
+    chosen, rejected = laid.responses
+    for name, response in (("chosen", chosen), ("rejected", rejected)):
+        if not response:
             raise InputError(f"{pair.where}: '{name}' has no tokens")
-    if responses["chosen"] == responses["rejected"]:
+    if chosen == rejected:
         raise InputError(
             f"{pair.where}: 'chosen' and 'rejected' are identical to this tokenizer, "
             "expected two responses"
         )
     tokens = tokenizer.convert_ids_to_tokens(prompt_ids)
-    return TokenPair(
-        pair, prompt_ids, responses["chosen"], responses["rejected"], tokens, eligible, image
-    )
+    return TokenPair(pair, prompt_ids, chosen, rejected, tokens, eligible, image, laid.lead)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prompt as text and tokens, and answers as the tokens behind it.
+
+    Attributes:
+        text: all that stands before an answer.
+        contents: the spans of `text` that are the data's.
+        special: whether the tokenizer adds its own special tokens.
+        ids, offsets: the prompt's tokens, and where each stands in `text`.
+        lead: how many of them a template writes only once there is an answer.
+        responses: the token ids of each answer.
+    """
+
+    text: str
+    contents: list[Span]
+    special: bool
+    ids: list[int]
+    offsets: list[Span]
+    lead: int
+    responses: list[list[int]]
+
+
+def lay_out(
+    prompt: str | Messages,
+    responses: Sequence[str],
+    tokenizer: Any,
+    where: str,
+    processor: Any = None,
+    *,
+    show: bool,
+    given: Mapping[str, Any],
+) -> Layout:
+    """Renders and tokenises a prompt with its answers.
+
+    Args:
+        show: the prompt has an image.
+        given: see `Pair.given`.
+
+    Raises:
+        InputError: see `render`, or the prompt has no tokens.
+    """
+    lead = 0
+    if isinstance(prompt, str):
+        text, contents, special = prompt, [(0, len(prompt))], takes_special(tokenizer, prompt)
+        ids, offsets = encode(tokenizer, text, special)
+    else:
+        special = False  # a chat template writes BOS itself
+        chat = render(prompt, tokenizer, where, processor, show=show, given=given)
+        text, contents = chat.text, chat.contents
+        ids, offsets = encode(tokenizer, text, special)
+        before, behind = chat.before(responses)
+        longer = encode(tokenizer, text + before, special)
+        if before and longer[0][: len(ids)] == ids:
+            lead, text, responses = len(longer[0]) - len(ids), text + before, behind
+            ids, offsets = longer
+        else:
+            responses = [before + response for response in behind]
+    if not ids:
+        raise InputError(f"{where}: 'prompt' has no tokens")
+    found = [response_ids(tokenizer, text, ids, response, special) for response in responses]
+    return Layout(text, contents, special, ids, offsets, lead, found)
+
+
+def takes_special(tokenizer: Any, text: str) -> bool:
+    """Whether raw text gets the tokenizer's own special tokens: not if it begins with them, as a
+    prompt does that a chat template has written."""
+    own, plain = (encode(tokenizer, text, special)[0] for special in (True, False))
+    first = own[: len(own) - len(plain)]
+    return not first or plain[: len(first)] != first
 
 
 def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], list[Span]]:

@@ -13,7 +13,15 @@ from typing import Any, Literal
 import jinja2
 
 from offline.errors import InputError
-from offline.pairs import Messages, Pair, PairSet, digest, image_folder, require_two_responses
+from offline.pairs import (
+    Messages,
+    NoPreference,
+    Pair,
+    PairSet,
+    digest,
+    image_folder,
+    require_two_responses,
+)
 from offline.pictures import picture_of
 from offline.recipe_form import JINJA, PLACE, TEMPLATES, Form, Recipe, read_recipe
 from offline.sources import read_rows
@@ -93,12 +101,19 @@ def load_splits(
     # Not all of a large data set with images has room in memory.
     every = 1 if source else data.every
     folder = image_folder(source or data.hub)
-    made = [
-        _pair(recipe, row, where, number, folder, allow_image_urls)
-        for number, (where, row) in enumerate(rows, 1)
-        if (number - 1) % every == 0
-    ]
+    made: list[Pair | None] = []
+    ties: list[NoPreference] = []
+    for number, (where, row) in enumerate(rows, 1):
+        if (number - 1) % every:
+            continue
+        try:
+            made.append(_pair(recipe, row, where, number, folder, allow_image_urls))
+        except NoPreference as error:
+            made.append(None)
+            ties.append(error)
     bare = [pair for pair in made if pair is not None]
+    if ties and not bare:
+        raise ties[0]
     if not bare:
         raise InputError(f"{name}: recipe '{recipe.name}' makes no pairs of its {len(made)} rows")
     wanted = calibration or recipe.splits.calibration

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from offline.errors import InputError
 TRUTHFULQA = ("Question", "Best Answer", "Incorrect Answers")
 _FORMS = (("prompt", "chosen", "rejected"), TRUTHFULQA)
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_MAX_DEPTH = 100  # of JSON
 _MAX_FIELD = 2**27  # characters; the library's own limit is shorter than a long prompt
 Rows = Iterator[tuple[str, Any]]
 
@@ -63,27 +64,45 @@ def _jsonl_rows(path: Path) -> Rows:
         if not line.strip():
             continue
         where = f"{path.name}, line {number}"
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{where}: holds half a character ({error})") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not valid JSON ({error})") from error
-        yield where, row
+        yield where, _json(line, where)
 
 
 def _json_rows(path: Path) -> Rows:
-    try:
-        rows = json.loads(_text(path))
-        json.dumps(rows, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{path.name}: holds half a character ({error})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path.name}: not valid JSON ({error})") from error
+    rows = _json(_text(path), path.name)
     if not isinstance(rows, list):
         raise InputError(f"{path.name}: holds a {type(rows).__name__}, expected a list of objects")
     return ((f"{path.name}, item {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: holds half a character ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error})") from error
+    if _is_deeper(value, _MAX_DEPTH):
+        raise InputError(f"{where}: holds lists or objects nested more than {_MAX_DEPTH} deep")
+    return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth < 0 or any(_is_deeper(one, depth - 1) for one in inner)
+
+
+def _filled(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's row; within its cells, keys are gone that are null because other rows have them."""
+    return {column: _without_nulls(cell) for column, cell in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        # A message's content may be null in its own right, beside a tool call.
+        kept = {key: one for key, one in value.items() if one is not None or key == "content"}
+        return {key: _without_nulls(one) for key, one in kept.items()}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _csv_rows(path: Path, forms: Sequence[Sequence[str]]) -> Rows:
@@ -118,12 +137,13 @@ def _parquet_rows(path: Path) -> Rows:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
         raise InputError(f"{path.name}: not a readable parquet file ({error})") from error
-    return ((f"{path.name}, row {number}", row) for number, row in enumerate(rows, 1))
+    return ((f"{path.name}, row {number}", _filled(row)) for number, row in enumerate(rows, 1))
 
 
 def _dataset_rows(source: str, name: str, split: str, config: str | None) -> Rows:
     import datasets
 
+    images: list[str] = []
     try:
         if Path(source, "state.json").is_file() or Path(source, "dataset_dict.json").is_file():
             data = datasets.load_from_disk(source)
@@ -132,14 +152,38 @@ def _dataset_rows(source: str, name: str, split: str, config: str | None) -> Row
         else:
             data = datasets.load_dataset(source, config, split=split)
         for column, kind in data.features.items():
-            if isinstance(kind, datasets.Image):  # as files, which are smaller than pixels
-                data = data.cast_column(column, datasets.Image(decode=False))
+            one = getattr(kind, "feature", kind)
+            if isinstance(one, datasets.Image):  # as files, which are smaller than pixels
+                files = datasets.Image(decode=False)
+                data = data.cast_column(column, files if one is kind else datasets.List(files))
+                images.append(column)
     except Exception as error:  # `datasets` raises many kinds; all of them mean "cannot be read"
         raise InputError(
             f"{name}: no such file, and not readable as a data set with split '{split}' "
             f"({type(error).__name__}: {error})"
         ) from error
-    return ((f"{name}, row {number}", row) for number, row in enumerate(data, 1))
+    return _read(data, name, images)
+
+
+def _read(data: Any, name: str, images: Sequence[str]) -> Rows:
+    number = 0
+    try:
+        for number, row in enumerate(data, 1):
+            files = {column: _files(row[column]) for column in images}
+            yield f"{name}, row {number}", _filled(row) | files
+    except Exception as error:  # cells are decoded here, by whatever they need
+        raise InputError(
+            f"{name}, row {number + 1}: cannot be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _files(cell: Any) -> Any:
+    """An image, or a list of them, where `datasets` has put it: it may be in its own cache."""
+    if isinstance(cell, list):
+        return [_files(one) for one in cell]
+    if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
+        return Path(cell["path"])
+    return cell
 
 
 def _text(path: Path) -> str:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from grains_vllm.vectors import SteeringVector
-from offline.chat_text import render
 from offline.errors import InputError
-from offline.pairs import Pair, PairSet, kind_of, prompt_of, response_of, row_picture, same_question
-from offline.prompts import encode, response_ids, tokenise
+from offline.pairs import Pair, PairSet, given_with, kind_of, row_picture, same_question, spoken
+from offline.prompts import encode, lay_out, takes_special, tokenise
 from offline.scoring import Item, Suite
 from offline.sources import read_rows
 from offline.vision import image_prompt
@@ -116,28 +115,21 @@ def _controls(
         for name in ("prompt", "completion"):
             if row.get(name) is None:
                 raise InputError(f"{where}: '{name}' is missing, expected 'prompt', 'completion'")
-        prompt = prompt_of(row, where)
-        completion = response_of(row, "completion", prompt, where)
-        if as_chat and isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
+        prompt, [completion] = spoken(row, ["completion"], where, as_chat)
         picture = row_picture(row, where, path.parent, allow_urls, ("prompt", "completion"))
         if picture is not None and processor is None:
             raise InputError(f"{where}: it has an image, but the model takes text alone")
-        is_text, show = isinstance(prompt, str), picture is not None
-        if isinstance(prompt, str):
-            text = prompt
-        else:
-            chat = render(prompt, tokenizer, where, processor, show=show)
-            text, completion = chat.text, chat.lead(completion) + completion
-        ids, _ = encode(tokenizer, text, special=is_text)
-        response = response_ids(tokenizer, text, ids, completion, special=is_text)
-        for name, found in (("prompt", ids), ("completion", response)):
-            if not found:
-                raise InputError(f"{where}: '{name}' has no tokens")
+        laid = lay_out(
+            prompt, [completion], tokenizer, where, processor,
+            show=picture is not None, given=given_with(prompt, row, where),
+        )  # fmt: skip
+        [response] = laid.responses
+        if not response:
+            raise InputError(f"{where}: 'completion' has no tokens")
         if picture is None:
-            yield Item(tuple(ids), tuple(response))
+            yield Item(tuple(laid.ids), tuple(response))
         else:
-            image = image_prompt(processor, text, picture, is_text, where)
+            image = image_prompt(processor, laid.text, picture, laid.special, where)
             yield Item(image.ids, tuple(response), image)
 
 
@@ -146,7 +138,7 @@ def _texts(path: Path, tokenizer: Any) -> Iterator[Item]:
         text = row.get("text") if isinstance(row, Mapping) else row
         if not isinstance(text, str):
             raise InputError(f"{where}: 'text' is {kind_of(text)}, expected text")
-        ids, _ = encode(tokenizer, text, special=True)
+        ids, _ = encode(tokenizer, text, takes_special(tokenizer, text))
         if len(ids) < 2:
             raise InputError(f"{where}: a text of {len(ids)} tokens, expected 2 or more")
         yield Item(tuple(ids[:1]), tuple(ids[1:]))

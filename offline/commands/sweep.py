@@ -128,6 +128,8 @@ def sweep(
         pairs = load_pairs(
             data, chat=chat, limit=limit, seed=seed, split=split, allow_image_urls=allow_image_urls
         )
+        for note in pairs.notes:
+            _note(note)
         silent = require_disjoint(pairs, vectors)
         if silent:
             _note(

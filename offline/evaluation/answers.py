@@ -6,10 +6,10 @@ from typing import Any
 
 from offline.endpoint import Body
 from offline.errors import InputError
-from offline.evaluation.chats import messages_of, post_chats, steering
+from offline.evaluation.chats import post_chats, prompt_body, steering
 from offline.evaluation.endpoint_tasks import Progress
 from offline.evaluation.target import Setting, Target
-from offline.pairs import Pair
+from offline.pairs import Pair, text_of
 from offline.prompts import tokenise
 
 
@@ -32,8 +32,8 @@ class Prompt:
             start, end = self.pair.question or (0, len(self.pair.prompt))
             return self.pair.prompt[start:end].strip()
         if len(self.pair.prompt) == 1:
-            return self.pair.prompt[0]["content"]
-        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in self.pair.prompt)
+            return text_of(self.pair.prompt[0])
+        return "\n".join(f"{turn['role']}: {text_of(turn)}" for turn in self.pair.prompt)
 
     @property
     def stop(self) -> list[str]:
@@ -85,14 +85,14 @@ class Answers:
     def _chat(self, setting: Setting, prompt: Prompt) -> Body:
         """A prompt with an image; the server knows how long it is, and refuses one too long."""
         return {
-            "messages": messages_of(prompt.pair),
+            **prompt_body(prompt.pair),
             "max_tokens": self._max_tokens,
             "temperature": 0,
             **steering(setting),
         }
 
     def _body(self, target: Target, setting: Setting, prompt: Prompt) -> Body:
-        ids = tokenise(prompt.pair, target.tokenizer, target.processor).prompt_ids
+        ids = tokenise(prompt.pair, target.tokenizer, target.processor).asked_ids
         if len(ids) + self._max_tokens > target.max_length:
             raise InputError(
                 f"{prompt.pair.where}: {len(ids)} tokens and --max-tokens {self._max_tokens} are "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
+from offline.chat_text import continues
 from offline.endpoint import Body, Endpoint
 from offline.endpoint_scorer import UNSTEERED
 from offline.errors import InputError
@@ -12,6 +13,7 @@ from offline.evaluation.target import Setting
 from offline.pairs import Messages, Pair
 from offline.pictures import Picture
 
+_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id"}  # those that vLLM reads
 _GROUP = 128  # bodies and answers in memory at once: an image is large, and so is what it scores
 _Read = TypeVar("_Read")
 
@@ -37,11 +39,22 @@ def messages_of(pair: Pair) -> list[dict[str, Any]]:
     return messages
 
 
+def prompt_body(pair: Pair) -> Body:
+    """The fields of a request that hold the prompt of a pair with a picture.
+
+    Raises:
+        InputError: see `require_chat`.
+    """
+    # Answers are text, whatever tools the prompt shows.
+    choice = {"tool_choice": "none"} if "tools" in pair.given else {}
+    return {"messages": messages_of(pair), **pair.given, **choice}
+
+
 def require_chat(pair: Pair) -> Messages:
     """The prompt of a pair with a picture.
 
     Raises:
-        InputError: it is no chat, or no user speaks in it.
+        InputError: it is no chat, no user speaks in it, or a request cannot hold it.
     """
     if isinstance(pair.prompt, str):
         raise InputError(
@@ -50,6 +63,16 @@ def require_chat(pair: Pair) -> Messages:
         )
     if not any(message["role"] == "user" for message in pair.prompt):
         raise InputError(f"{pair.where}: no message of a user, before whose text the image stands")
+    if continues(pair.prompt):
+        raise InputError(
+            f"{pair.where}: its prompt ends with what the assistant has begun to say, which is not "
+            "carried in requests with an image"
+        )
+    for message in pair.prompt:
+        for key in message.keys() - _KEYS:
+            raise InputError(
+                f"{pair.where}: a message has '{key}', which requests with an image do not carry"
+            )
     return pair.prompt
 
 
@@ -128,8 +151,10 @@ def score_answers(
 
 
 def _scored(pair: Pair, *answer: dict[str, str]) -> Body:
+    body = prompt_body(pair)
     return {
-        "messages": [*messages_of(pair), *answer],
+        **body,
+        "messages": [*body["messages"], *answer],
         "max_tokens": 1,
         "temperature": 0,
         "return_token_ids": True,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from offline.errors import InputError
 from offline.evaluation.answers import Prompt
 from offline.pairs import Pair, digest, image_folder, kind_of, require_two_responses
-from offline.pictures import Picture, picture_of
+from offline.pictures import Picture, file_within, picture_of
 from offline.sources import read_rows
 
 MMHAL, SPA_VL, JUDGED_SPA_VL = "mmhal", "spa-vl", "judged:spa-vl"
@@ -166,7 +166,7 @@ def _mmhal_picture(row: Row, where: str, folder: Path, images: Images) -> Pictur
     names = [last, *(f"{row.get('image_id')}{ending}" for ending in _ENDINGS)]
     for place in (Path(), Path("images")):
         for name in names:
-            if (folder / place / name).is_file():
+            if file_within(folder, str(place / name)) is not None:
                 return picture_of(str(place / name), where, folder)
     if not images.allow_urls:
         raise InputError(

@@ -29,6 +29,7 @@ class Seen:
         name: str,
         prompts: Sequence[Sequence[str | Messages]],
         pictures: Sequence[Picture | None] | None = None,
+        given: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """The indices of those items of which no prompt was seen.
 
@@ -37,12 +38,15 @@ class Seen:
             prompts: per item, every text or chat in it that could be a prompt.
             pictures: per item, the image that it is about; the same words about another image are
                 another question.
+            given: per item, what a chat template gets beside messages.
 
         Raises:
             InputError: some were, and are not to be left out; or nothing is left.
         """
         pictures = pictures or [None] * len(prompts)
-        where = [self._source(item, image) for item, image in zip(prompts, pictures, strict=True)]
+        given = given or [{}] * len(prompts)
+        items = zip(prompts, pictures, given, strict=True)
+        where = [self._source(*item) for item in items]
         kept = [index for index, source in enumerate(where) if source is None]
         found = [(index, source) for index, source in enumerate(where) if source is not None]
         if found and not self.exclude:
@@ -58,10 +62,15 @@ class Seen:
             )
         return kept
 
-    def _source(self, prompts: Sequence[str | Messages], picture: Picture | None) -> str | None:
+    def _source(
+        self,
+        prompts: Sequence[str | Messages],
+        picture: Picture | None,
+        given: Mapping[str, Any],
+    ) -> str | None:
         for prompt in prompts:
             for form in same_question(prompt):
-                source = self.prompts.get(_fingerprint(form, picture))
+                source = self.prompts.get(_fingerprint(form, picture, given))
                 if source is not None:
                     return source
         return None
@@ -91,5 +100,5 @@ def seen_by(vectors: Mapping[str, SteeringVector], exclude: bool = False) -> See
     return Seen(prompts, exclude, silent)
 
 
-def _fingerprint(prompt: str | Messages, picture: Picture | None) -> str:
-    return Pair("", "", prompt, "", "", picture=picture).prompt_fingerprint
+def _fingerprint(prompt: str | Messages, picture: Picture | None, given: Mapping[str, Any]) -> str:
+    return Pair("", "", prompt, "", "", picture=picture, given=given).prompt_fingerprint

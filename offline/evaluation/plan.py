@@ -136,6 +136,8 @@ def make_tasks(
     facts: dict[str, Any] = {}
     if any(plan._reads_pairs(name) for name in plan.tasks):
         pairs, facts = _pairs(str(plan.data), plan, seen)
+        for note in pairs.notes:
+            on_note(note)
         shown = [Prompt(p, {"chosen": p.chosen, "rejected": p.rejected}) for p in pairs.pairs]
         answers = Answers(shown, plan.max_tokens, progress)
     for name in plan.tasks:
@@ -217,7 +219,11 @@ def _unseen(questions: Questions, plan: Plan, seen: Seen) -> tuple[list[Prompt],
 def _pairs(source: str, plan: Plan, seen: Seen) -> tuple[PairSet, dict[str, Any]]:
     """The pairs of a source that no vector has seen, and facts about them."""
     pairs = load_pairs(
-        source, chat=plan.chat, split="test", allow_image_urls=plan.images.allow_urls
+        source,
+        chat=plan.chat,
+        split="test",
+        allow_image_urls=plan.images.allow_urls,
+        strict=False,
     )
     for pair in pairs.pairs:
         if pair.picture is not None:
@@ -226,9 +232,10 @@ def _pairs(source: str, plan: Plan, seen: Seen) -> tuple[PairSet, dict[str, Any]
         pairs.name,
         [[pair.prompt] for pair in pairs.pairs],
         [pair.picture for pair in pairs.pairs],
+        [pair.given for pair in pairs.pairs],
     )
     facts = {
-        "data": {"name": pairs.name, "sha256": pairs.sha256},
+        "data": {"name": pairs.name, "sha256": pairs.sha256, **pairs.drawn},
         "limit": plan.limit,
         "excluded": len(pairs.pairs) - len(kept),
     }

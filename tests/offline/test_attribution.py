@@ -101,24 +101,11 @@ def test_packed_scores_equal_two_row_scores(llama, pairs, monkeypatch):
         torch.testing.assert_close(one.scores, two.scores, rtol=1e-4, atol=1e-6)
 
 
-def test_longer_examples_are_tried_before_they_are_packed(llama, pairs, monkeypatch):
-    tried = []
-
-    def may_pack(decoder, pair):
-        tried.append(pair.length)
-        return tried[-1] < max(lengths)
-
-    lengths = [pair.length for pair in pairs]
-    monkeypatch.setattr("offline.attribution.may_pack", may_pack)
-    results = attribute(llama, pairs, ig_points=2)
-    assert [result.packed for result in results] == [n < max(lengths) for n in lengths]
-    best = 0
-    expected = []
-    for length in lengths:
-        if length > best:
-            expected.append(length)
-            best = length if length < max(lengths) else best
-    assert tried == expected
+def test_every_example_is_tried_before_it_is_packed(llama, pairs, monkeypatch):
+    monkeypatch.setattr("offline.attribution.may_pack", lambda decoder, pair: pair.length % 2 == 0)
+    for order in (pairs, pairs[::-1]):
+        results = attribute(llama, order, ig_points=2)
+        assert [result.packed for result in results] == [pair.length % 2 == 0 for pair in order]
 
 
 def test_gradient_x_input(llama, pairs):

@@ -165,19 +165,6 @@ def test_reading_streams_computes_hardly_any_logits(architecture, pairs):
     assert seen == [(2, 1)]
 
 
-def test_packing_does_not_depend_on_the_groups_before(llama, pairs, monkeypatch):
-    tried = []
-    monkeypatch.setattr(
-        "offline.attribution.may_pack", lambda decoder, pair: bool(tried.append(pair)) or True
-    )
-    options = ExtractOptions(ig_points=2)
-    attributor = Attributor(llama, options, baseline_embedding(llama, Baseline.mean), Room())
-    longest_first = sorted(pairs, key=lambda pair: -pair.length)
-    for pair in longest_first:
-        attributor.attribute([pair])
-    assert tried == longest_first
-
-
 HOLES = """
 import torch
 from offline.batching import return_freed_memory

@@ -99,6 +99,12 @@ def top_eigenvector(matrix):
     return np.linalg.eigh(matrix)[1][:, -1]
 
 
+@pytest.mark.parametrize("method", ["grains", "random", "mean", None])
+def test_other_methods_are_refused(method):
+    with pytest.raises(InputError, match=f"the method is {method}, expected caa, pca-diff or icv"):
+        raw_directions(differences(), method)
+
+
 def test_pca_diff_is_the_top_eigenvector_of_the_second_moments(decoder, data, streams):
     given = differences()
     raw = raw_directions(given, Method.pca_diff).numpy()

@@ -8,6 +8,7 @@ import torch
 from grains_vllm.vectors import SteeringVector
 from offline.attribution import Attributor
 from offline.baselines import baseline_embedding
+from offline.blocks import record_blocks
 from offline.deltas import deltas
 from offline.errors import InputError
 from offline.extract import GROUP, extract, finish
@@ -17,13 +18,14 @@ from offline.options import (
     Direction,
     ExtractOptions,
     Mask,
+    Method,
     Mode,
     Objective,
     Read,
 )
 from offline.pairs import load_pairs
 from offline.prompts import tokenise
-from tests.offline.worlds import ARCHITECTURES, build_decoder, rows, write_jsonl
+from tests.offline.worlds import ARCHITECTURES, RECURRENT, build_decoder, rows, write_jsonl
 
 QUICK = ExtractOptions(ig_points=8, k=3)
 
@@ -60,6 +62,50 @@ def test_every_architecture(architecture, data, tmp_path):
     assert passport["packed_examples"] == packed
     assert any("took two rows each" in note for note in notes) == (packed == 0)
     assert any("see --chat" in note for note in notes)
+
+
+@pytest.mark.parametrize("architecture", RECURRENT)
+def test_vectors_of_recurrent_models_do_not_depend_on_the_order_of_pairs(architecture, tmp_path):
+    items = [row | {"chosen": "w1", "rejected": "w2"} for row in rows(2, seed=1)] + rows(4)
+    data = load_pairs(str(write_jsonl(tmp_path / "pairs.jsonl", items)))
+    decoder = build_decoder(architecture)
+    options = dataclasses.replace(QUICK, ig_points=4)
+    vector, records = extract(decoder, data, options)
+    turned = dataclasses.replace(data, pairs=data.pairs[::-1])
+    other, _ = extract(decoder, turned, options)
+    assert not any(record["packed"] for record in records)
+    cosines = torch.cosine_similarity(vector.directions, other.directions)
+    torch.testing.assert_close(cosines, torch.ones_like(cosines), rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="--mask attention hides tokens from attention, but"):
+        extract(decoder, data, dataclasses.replace(options, mask=Mask.attention))
+
+
+@pytest.mark.parametrize("method", [Method.caa, Method.random])
+def test_methods_without_attribution_need_no_leaf(method, data):
+    decoder = build_decoder("gemma4")
+    with pytest.raises(InputError, match="cannot be attributed"):
+        extract(decoder, data, QUICK)
+    vector, _ = extract(decoder, data, ExtractOptions(method=method))
+    norms = []
+    for pair in data.pairs:
+        tokens = tokenise(pair, decoder.tokenizer)
+        for ids in (tokens.chosen_ids, tokens.rejected_ids):
+            with record_blocks(decoder.blocks, [(-1, None)]) as outputs, torch.no_grad():
+                ids = ids if method is Method.caa else []
+                decoder.model(input_ids=torch.tensor([tokens.prompt_ids + ids]))
+            norms.append(torch.cat([norm for _, norm in outputs]))
+    expected = torch.stack(norms).quantile(0.5, dim=0)
+    torch.testing.assert_close(vector.reference_norms, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_data_has_to_say_is_said(llama, tmp_path):
+    items = [*rows(3), {"prompt": "<bos> w3", "chosen": "w1", "rejected": "w2"}, {"prompt": "w3"}]
+    data = load_pairs(str(write_jsonl(tmp_path / "pairs.jsonl", items)), limit=4)
+    notes = []
+    vector, _ = extract(llama, data, ExtractOptions(method=Method.caa), on_note=notes.append)
+    assert any("1 of 5 rows are left out, such as pairs.jsonl, line 5" in note for note in notes)
+    assert any("1 prompts begin with the tokenizer's special tokens" in note for note in notes)
+    assert vector.passport["data"]["left_out"] == 1
 
 
 def test_pad_baseline_that_is_zero_is_pointed_out(llama, data, tmp_path):

@@ -105,6 +105,13 @@ def test_embeddings_scaled_outside_the_leaf_are_refused():
         check_leaf(decoder, [1, 9, 10])
 
 
+def test_a_model_that_looks_tokens_up_by_embedding_is_refused_in_one_line():
+    decoder = build_decoder("gemma4")
+    with pytest.raises(InputError, match=r"^model 'gemma4': .*cannot be attributed") as error:
+        check_leaf(decoder, [1, 9, 10])
+    assert "\n" not in str(error.value)
+
+
 def test_loading_names_folder_and_digests_weights(tmp_path):
     folder = save_model(tmp_path / "tiny")
     one = load_decoder(str(folder), device="cpu")

@@ -1,12 +1,28 @@
 """F and its pieces, against the ordinary forward written out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from offline.model import check_leaf
-from offline.objective import Row, contrast, logits_at, may_pack, response_logps, rows_of
+from offline.objective import (
+    Row,
+    contrast,
+    logits_at,
+    may_pack,
+    mixes_without_mask,
+    response_logps,
+    rows_of,
+)
 from offline.options import Objective
-from tests.offline.worlds import ARCHITECTURES, build_decoder, build_tokenizer, token_pairs
+from tests.offline.worlds import (
+    ARCHITECTURES,
+    RECURRENT,
+    build_decoder,
+    build_tokenizer,
+    token_pairs,
+)
 
 
 def plain_logps(decoder, prompt_ids, response_ids):
@@ -69,6 +85,32 @@ def test_packing_is_refused_when_numbers_disagree(pairs, monkeypatch):
         ).triu(1),
     )
     assert not may_pack(decoder, pairs[0])
+
+
+def test_a_leak_is_seen_in_answers_of_one_token(pairs, monkeypatch):
+    """A layer that carries positions on, behind a mask that nobody has asked about."""
+    short = [replace(pair, chosen_ids=pair.chosen_ids[:1], rejected_ids=pair.rejected_ids[:1])
+             for pair in pairs]  # fmt: skip
+    decoder = build_decoder("llama")
+    assert all(may_pack(decoder, pair) for pair in short)
+
+    def carry(_module, _args, output):
+        return output + 1e-2 * output.cumsum(1)
+
+    decoder.blocks[1].mlp.register_forward_hook(carry)
+    assert not any(may_pack(decoder, pair) for pair in (*short, *pairs))
+    # However little it is, and whatever the two layouts agree on.
+    monkeypatch.setattr("offline.objective._PACKED_TOLERANCE", {torch.float32: 1e9})
+    assert not any(may_pack(decoder, pair) for pair in (*short, *pairs))
+
+
+@pytest.mark.parametrize("architecture", RECURRENT)
+def test_layers_that_attention_masks_do_not_reach_are_never_packed(architecture, monkeypatch):
+    decoder = build_decoder(architecture)
+    monkeypatch.setattr("offline.objective._LEAK_TOLERANCE", {torch.float32: 1e9})
+    monkeypatch.setattr("offline.objective._PACKED_TOLERANCE", {torch.float32: 1e9})
+    assert mixes_without_mask(decoder)
+    assert not mixes_without_mask(build_decoder("gemma3"))
 
 
 def test_binding_windows_are_refused_whatever_the_numbers(pairs, monkeypatch):

@@ -1,13 +1,21 @@
 """Reading preference pairs, and refusing what cannot be one."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from offline.errors import InputError
-from offline.pairs import load_pairs
+from offline.pairs import load_pairs, write_pairs
 from tests.offline.worlds import rows, write_jsonl
 
+NAMES = st.sampled_from(
+    ["prompt", "chosen", "rejected", "role", "content", "user", "assistant", "type", "index",
+     "text", "image", "images", "id", "tools", "documents", "chat_template_kwargs", "tool_calls"]
+)  # fmt: skip
 GOOD = {"prompt": "w3 w4", "chosen": "w1", "rejected": "w2"}
 
 
@@ -54,6 +62,90 @@ def test_trl_implicit_prompt_is_the_common_start(tmp_path):
     item = {"chosen": [*start, assistant("yes")], "rejected": [*start, assistant("no")]}
     (pair,) = load_pairs(str(write_jsonl(tmp_path / "x.jsonl", [item]))).pairs
     assert (pair.prompt, pair.chosen, pair.rejected) == (start, "yes", "no")
+
+
+def pair_of(tmp_path, row, **options):
+    [pair] = load_pairs(str(write_jsonl(tmp_path / "x.jsonl", [row])), **options).pairs
+    return pair
+
+
+def texts(start, chosen, rejected):
+    return {"chosen": start + chosen, "rejected": start + rejected}
+
+
+IMPLICIT = [  # a row, its prompt, chosen, rejected
+    # UltraFeedback: a text, and whole conversations.
+    ({"prompt": "hi", "prompt_id": "a1", "chosen": [user("hi"), assistant("yes")],
+      "rejected": [user("hi"), assistant("no")], "score_chosen": 8.0,
+      "messages": [user("hi"), assistant("yes")]}, [user("hi")], "yes", "no"),
+    ({"prompt": "b", "chosen": [user("a"), assistant("x"), user("b"), assistant("yes")],
+      "rejected": [user("a"), assistant("x"), user("b"), assistant("no")]},
+     [user("a"), assistant("x"), user("b")], "yes", "no"),
+    # hh-rlhf: texts alone. A space goes to the answer, a line break stays.
+    (texts("\n\nHuman: hi?\n\nAssistant:", " Yes.", " No."),
+     "\n\nHuman: hi?\n\nAssistant:", " Yes.", " No."),
+    (texts("Q: hi?\nA:\n", "Yes.", "No."), "Q: hi?\nA:\n", "Yes.", "No."),
+    (texts("A: I think", " so.", " not."), "A: I think", " so.", " not."),
+    # Where words begin alike, they are the answer's.
+    (texts("A:", " actually.", " already."), "A:", " actually.", " already."),
+    (texts("A: one", "", " two"), "A:", " one", " one two"),
+    (texts("A: Yes", ".", ". Or no."), "A: Yes", ".", ". Or no."),
+    # The column has the same text as the prompt.
+    (GOOD | {"question": "w3", "system": "", "history": []}, "w3 w4", "w1", "w2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "prompt", "chosen", "rejected"), IMPLICIT)
+def test_prompts_of_other_forms(tmp_path, row, prompt, chosen, rejected):
+    pair = pair_of(tmp_path, row)
+    assert (pair.prompt, pair.chosen, pair.rejected) == (prompt, chosen, rejected)
+
+
+def test_a_text_prompt_and_an_answer_in_a_message_need_a_chat(tmp_path):
+    row = {"prompt": "hi", "chosen": [assistant("yes")], "rejected": [assistant("no")]}
+    assert pair_of(tmp_path, row, chat=True).prompt == [user("hi")]
+    with pytest.raises(InputError, match="'prompt' is text, expected alike"):
+        pair_of(tmp_path, row)
+
+
+def test_what_templates_take_is_kept_told_apart_and_written(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": None}}}
+    prompt = [user("hi"), {"role": "assistant", "content": None, "tool_calls": [call]},
+              {"role": "tool", "content": "w1", "tool_call_id": "c"}]  # fmt: skip
+    row = GOOD | {"prompt": [*prompt, {**user("w2"), "name": None}]}
+    given = {"tools": [{"type": "function"}], "documents": [{"text": "x"}],
+             "chat_template_kwargs": {"enable_thinking": False}}  # fmt: skip
+    pairs = [pair_of(tmp_path, row | more) for more in ({}, given, {"tools": "", "documents": []})]
+    assert pairs[0].prompt == [*prompt, user("w2")]  # a null beside a role says nothing
+    assert pairs[1].given == given and pairs[2] == pairs[0]
+    # The columns of a CSV file are text.
+    as_text = {name: json.dumps(value) for name, value in given.items()}
+    assert pair_of(tmp_path, row | as_text) == pairs[1]
+    others = [pair_of(tmp_path, row | {name: given[name]}) for name in given]
+    others.append(pair_of(tmp_path, row | {"prompt": [*prompt, {**user("w2"), "name": "n"}]}))
+    for kind in ("fingerprint", "prompt_fingerprint"):
+        assert len({getattr(pair, kind) for pair in (*pairs, *others)}) == 2 + len(others)
+    write_pairs(tmp_path / "written.jsonl", [*pairs[:2], *others])
+    back = load_pairs(str(tmp_path / "written.jsonl")).pairs
+    assert [(p.prompt, p.given, p.fingerprint) for p in back] == [
+        (p.prompt, p.given, p.fingerprint) for p in (*pairs[:2], *others)
+    ]
+
+
+def test_a_row_that_is_not_drawn_stops_nothing(tmp_path):
+    good = [row | {"prompt": f"w3 w{n}"} for n, row in enumerate([GOOD] * 20)]
+    clean = load_pairs(str(write_jsonl(tmp_path / "x.jsonl", good)), limit=4)
+    tie, empty = GOOD | {"rejected": "w1"}, GOOD | {"rejected": ""}
+    path = str(write_jsonl(tmp_path / "x.jsonl", [tie, *good, empty, ["odd"]]))
+    drawn = load_pairs(path, limit=4)
+    assert [p.prompt for p in drawn.pairs] == [p.prompt for p in clean.pairs]
+    assert drawn.total == clean.total == 20 and drawn.drawn == {"left_out": 3}
+    assert clean.drawn == {} and clean.notes == ()
+    assert drawn.notes[0].startswith("3 of 23 rows are left out, such as x.jsonl, line 1: 'chosen'")
+    assert len(load_pairs(path, strict=False).pairs) == 20
+    for limit in (None, 21):  # all rows are asked for
+        with pytest.raises(InputError, match=r"x.jsonl, line 1: .*are identical"):
+            load_pairs(path, limit=limit)
 
 
 def test_chat_wraps_text(tmp_path):
@@ -119,7 +211,19 @@ BAD = [
     ([GOOD | {"id": 1.5}], "'id' is float"),
     ([GOOD | {"prompt": [user("a")], "chosen": [user("b")]}], "expected exactly one 'assistant'"),
     ([{"chosen": [assistant("a")], "rejected": [assistant("b")]}], "'prompt' is empty"),
-]
+    ([texts("a", " b", " c") | {"question": "who?"}], "'question' is str .*no part of the prompt"),
+    ([GOOD | {"system": "be good"}], "'system' is str .*would be dropped"),
+    ([GOOD | {"history": [["a", "b"]]}], "'history' is list"),
+    ([GOOD | {"chosen": [user("w5"), assistant("a")], "rejected": [user("w5"), assistant("b")]}],
+     "'prompt' is str .*no part of the prompt"),
+    ([GOOD | {"tools": [{"type": "function"}]}], "'tools', which only a chat template can show"),
+    ([GOOD | {"tools": "[oops"}], "'tools' is no valid JSON"),
+    ([GOOD | {"tools": ["f"]}], "'tools' is list .*expected a list of objects"),
+    ([GOOD | {"chat_template_kwargs": [1]}], "'chat_template_kwargs' is list .*expected an object"),
+    ([GOOD | {"prompt": [user("a")], "chosen": [{**assistant("b"), "tool_calls": [{}]}]}],
+     "'chosen' has an answer with 'tool_calls'"),
+    ([{"chosen": [assistant("a")], "rejected": "b"}], "'prompt' is missing"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("items", "message"), BAD)
@@ -186,3 +290,21 @@ def test_truthfulqa_columns_of_another_type_are_named(tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps(row))
     with pytest.raises(InputError, match="line 1: 'Question' is int 3, expected text"):
         load_pairs(str(tmp_path / "x.jsonl"))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(row=st.dictionaries(NAMES, JSON, max_size=7), chat=st.booleans())
+def test_any_json_makes_a_pair_or_an_input_error(row, chat):
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_jsonl(Path(folder) / "x.jsonl", [{"chosen": "a", "rejected": "b"} | row])
+        try:
+            load_pairs(str(path), chat=chat)
+        except InputError as error:
+            assert "\n" not in str(error)

@@ -3,6 +3,8 @@ import http.server
 import io
 import json
 import threading
+import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from PIL import Image
 
 from offline.errors import InputError
 from offline.pairs import Pair, load_pairs, write_pairs
-from offline.pictures import picture_of
+from offline.pictures import file_within, picture_of
 
 ROW = {"prompt": "Is it red?", "chosen": "No.", "rejected": "Yes."}
 
@@ -78,6 +80,36 @@ def test_folders_of_datasets_keep_files(tmp_path: Path) -> None:
     ).save_to_disk(str(tmp_path / "set"))
     (pair,) = load_pairs(str(tmp_path / "set")).pairs
     assert pair.picture is not None and pair.picture.image.size == (6, 4)
+    # Where `datasets` itself puts files, a path may be absolute; lists are read as files too.
+    (tmp_path / "a.png").write_bytes(encoded())
+    kind = datasets.Features(
+        dict.fromkeys(ROW, datasets.Value("string")) | {"images": datasets.List(datasets.Image())}
+    )
+    row = ROW | {"images": [str(tmp_path / "a.png")]}
+    datasets.Dataset.from_list([row], features=kind).save_to_disk(str(tmp_path / "list"))
+    (pair,) = load_pairs(str(tmp_path / "list")).pairs
+    assert pair.picture is not None and pair.picture.payload == encoded()
+
+
+def test_no_images_and_parts_with_a_place(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded())
+    parts = [
+        {"index": 0, "text": None, "type": "image"},
+        {"index": None, "text": "Is it red?", "type": "text"},
+    ]
+    prompt = [{"role": "user", "content": parts}]
+    none, shown = pairs_of(tmp_path, {"images": []}, {"images": ["a.png"], "prompt": prompt})
+    assert none.picture is None and shown.picture is not None
+    assert shown.prompt == [{"role": "user", "content": "Is it red?"}]
+    for wrong, reason in (
+        ({"images": [], "prompt": prompt}, "'image' is missing"),
+        ({"image": "a.png", "prompt": [{"role": "user", "content": [parts[0] | {"index": 1}]}]},
+         "names an image of its own"),
+        ({"prompt": [{"role": "user", "content": [parts[1] | {"audio": "b.wav"}]}]},
+         "is text with 'audio'"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=reason):
+            pairs_of(tmp_path, wrong)
 
 
 def test_messages_in_parts(tmp_path: Path) -> None:
@@ -122,13 +154,47 @@ def test_messages_in_parts(tmp_path: Path) -> None:
         ("https://example.org/a.png", "the URL https.*--allow-image-urls"),
         ("file:///a.png", "expected a path or an http"),
         ("data:image/png;base64,AAAA", "expected a path or an http"),
+        ("exif.jpg", "exif.jpg is a damaged image file"),
+        ("bomb.png", r"bomb.png has 9000 x 9000 pixels, expected 67108864 pixels at most"),
+        ("huge.png", r"huge.png has more than 67108864 pixels"),
+        ("../outside.png", "no such file in 'data', where paths begin and links must end"),
+        ("link.png", "no such file in 'data'"),
+        ("/outside.png", "no such file in 'data'"),
+        ("circle.png", "no such file in 'data'"),
+        ("a\0.png", "no such file in 'data'"),
+        ({"path": "../outside.png", "bytes": None}, "no such file in 'data'"),
     ],
 )
 def test_what_is_no_image_is_refused(tmp_path: Path, value: Any, reason: str) -> None:
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / "half.png").write_bytes(encoded()[:50])
-    with pytest.raises(InputError, match=f"x, line 3: .*{reason}"):
-        picture_of(value, "x, line 3", tmp_path)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (tmp_path / "outside.png").write_bytes(encoded())
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "half.png").write_bytes(encoded()[:50])
+    # Turned by a quarter, and as wide as "abc".
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\0\0\x02\0\0\0\x04abc\0"
+    exif += b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    (folder / "exif.jpg").write_bytes(encoded(kind="JPEG", exif=exif))
+    for name, side in (("bomb", 9000), ("huge", 60000)):
+        payload = bytearray(encoded())
+        payload[16:24] = side.to_bytes(4, "big") * 2  # what the header says; its checksum follows
+        payload[29:33] = zlib.crc32(payload[12:29]).to_bytes(4, "big")
+        (folder / f"{name}.png").write_bytes(payload)
+    if value == "/outside.png":
+        value = f"{tmp_path}{value}"
+    with warnings.catch_warnings(), pytest.raises(InputError, match=f"x, line 3: .*{reason}"):
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        picture_of(value, "x, line 3", folder)
+
+
+def test_links_within_the_folder_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(encoded())
+    (tmp_path / "2.png").symlink_to("a/1.png")
+    assert picture_of("2.png", "x", tmp_path).payload == encoded()
+    assert file_within(tmp_path, "a/../2.png") == (tmp_path / "a" / "1.png").resolve()
 
 
 def test_orientation_is_applied(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """Token ids, and which prompt tokens may be selected."""
 
 import pytest
+from tokenizers import processors
 
-from offline.chat_text import render
 from offline.errors import InputError
 from offline.pairs import Pair
-from offline.prompts import tokenise
+from offline.prompts import takes_special, tokenise
 from tests.offline.worlds import build_tokenizer
 
 
@@ -96,8 +96,6 @@ def test_response_is_the_joint_suffix_or_tokenised_alone(tokenizer):
 
 
 def test_closing_token_of_the_tokenizer_is_dropped():
-    from tokenizers import processors
-
     tokenizer = build_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
@@ -114,26 +112,17 @@ def test_nothing_eligible_and_empty_responses_are_refused(tokenizer):
         tokenise(pair("w3", " unheard", " of"), tokenizer)
 
 
-def test_an_answer_stands_where_the_template_puts_it(tokenizer):
-    """Behind `<assistant>`, some templates write a space before an answer, which is a token."""
-    turn = "{% for m in messages %}[{{ m.role }}]:{% if m.role == 'assistant' %} {% endif %}"
-    turn += "{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]:{% endif %}"
-    chat = [{"role": "user", "content": "w5"}]
-    rendered = {}
-    for name, template in (
-        ("spaced", turn),
-        ("plain", turn.replace(" {% endif %}", "{% endif %}")),
-    ):
-        tokenizer.chat_template = template
-        rendered[name] = render(chat, tokenizer, "x")
-    assert rendered["spaced"].text == "[user]:w5[assistant]:"
-    assert rendered["spaced"].lead("w1 w2") == " "
-    assert rendered["spaced"].lead(" w1") == "", "the data says it itself"
-    assert rendered["plain"].lead("w1 w2") == ""
-    # Thoughts before an answer, or no answers at all: nothing is added.
-    for template in (
-        turn.replace("'assistant' %} ", "'assistant' %} <think> "),
-        "{% if messages[1] %}{{ raise_exception('no') }}{% endif %}x{{ messages[0].content }}",
-    ):
-        tokenizer.chat_template = template
-        assert render(chat, tokenizer, "x").lead("w1") == ""
+def test_text_that_begins_with_bos_gets_no_second_one(tokenizer):
+    plain, rendered = (tokenise(pair(text), tokenizer) for text in ("w3 w4", "<bos> w3 w4"))
+    assert rendered.tokens == plain.tokens == ["<bos>", "w3", "w4"]
+    assert rendered.eligible == plain.eligible and rendered.chosen_ids == plain.chosen_ids
+    assert takes_special(tokenizer, "w3 <bos>") and not takes_special(tokenizer, "<bos>")
+    # Several tokens, as some tokenizers add them, are known as well; and none.
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> <user> $A", special_tokens=[("<bos>", 1), ("<user>", 5)]
+    )
+    assert tokenise(pair("<bos><user> w3"), tokenizer).tokens == ["<bos>", "<user>", "w3"]
+    assert takes_special(tokenizer, "<bos> w3")
+    tokenizer.backend_tokenizer.post_processor = None
+    assert tokenise(pair("<bos> w3"), tokenizer).tokens == ["<bos>", "w3"]

@@ -20,6 +20,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
 )
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "mistral-window", "gemma2", "gemma3", "gpt2"]
+RECURRENT = ["lfm2", "qwen3next", "granitehybrid"]
 
 
 def build_tokenizer() -> Any:
@@ -59,6 +60,10 @@ def build_model(architecture: str, seed: int = 0) -> Any:
         "mistral": (tf.MistralConfig, tf.MistralForCausalLM),
         "gemma2": (tf.Gemma2Config, tf.Gemma2ForCausalLM),
         "gemma3": (tf.Gemma3TextConfig, tf.Gemma3ForCausalLM),
+        "gemma4": (tf.Gemma4TextConfig, tf.Gemma4ForCausalLM),
+        "lfm2": (tf.Lfm2Config, tf.Lfm2ForCausalLM),
+        "qwen3next": (tf.Qwen3NextConfig, tf.Qwen3NextForCausalLM),
+        "granitehybrid": (tf.GraniteMoeHybridConfig, tf.GraniteMoeHybridForCausalLM),
     }
     make_config, make_model = classes[kind]
     more: dict[str, Any] = {}
@@ -66,6 +71,26 @@ def build_model(architecture: str, seed: int = 0) -> Any:
         more["sliding_window"] = 4 if window else None
     if kind.startswith("gemma"):
         more |= {"sliding_window": 32, "query_pre_attn_scalar": 16}
+    if kind == "gemma4":  # a share of every token goes to each block beside its embedding
+        more |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": vocabulary}
+    if kind == "lfm2":
+        more |= {
+            "layer_types": ["conv", "full_attention", "conv"],
+            "block_auto_adjust_ff_dim": False,
+        }
+    if kind == "qwen3next":
+        more |= {
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16, "num_experts": 2, "num_experts_per_tok": 1,
+            "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+        }  # fmt: skip
+    if kind == "granitehybrid":
+        more |= {
+            "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 4, "mamba_d_head": 16,
+            "mamba_d_state": 16, "mamba_n_groups": 1, "num_local_experts": 0,
+            "shared_intermediate_size": 32, "position_embedding_type": "rope",
+        }  # fmt: skip
     config = make_config(
         vocab_size=vocabulary, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=LAYERS,
         num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=CONTEXT,
