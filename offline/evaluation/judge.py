@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from offline.answer_forms import Chat
 from offline.endpoint import Body, Endpoint
 from offline.errors import InputError
 from offline.evaluation.chats import post_chats, with_image
@@ -52,7 +53,8 @@ class Rubric:
             raise InputError(f"judged:{name} names no rubric, expected {known} or a YAML file")
         try:
             value = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # ValueError: bytes that are no text, and scalars such as 2020-13-45.
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"{path.name}: not readable as YAML ({error})") from error
         if not isinstance(value, dict) or not _KEYS <= set(value) <= _KEYS | _MAY:
             found = sorted(value) if isinstance(value, dict) else type(value).__name__
@@ -160,8 +162,10 @@ class Judge:
             }
 
         bodies = (body(*case) for case in zip(prompts, pictures, strict=True))
-        return post_chats(self.endpoint, bodies, lambda answer: _read(rubric, answer), on_done)
-
-
-def _read(rubric: Rubric, answer: Any) -> float | None:
-    return rubric.score(answer["choices"][0]["message"]["content"] or "")
+        return post_chats(
+            self.endpoint,
+            bodies,
+            Chat,
+            lambda answer: rubric.score(answer.choices[0].said),
+            on_done,
+        )
