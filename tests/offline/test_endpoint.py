@@ -3,7 +3,7 @@
 import json
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -157,23 +157,28 @@ def test_the_reported_address_holds_no_password_and_no_v1():
 
 @contextmanager
 def speaking(reply):
-    """Says the same bytes to everybody, whatever they ask, and hangs up."""
+    """Says the same bytes to everybody, whatever they ask, and nothing more."""
     listening = socket.create_server(("127.0.0.1", 0))
 
-    def serve():
-        while True:
-            try:
-                connection, _ = listening.accept()
-            except OSError:
-                return
-            with connection:
+    def answer(connection):
+        with connection:
+            with suppress(OSError):  # whoever has heard enough hangs up
                 connection.recv(2**16)
                 connection.sendall(reply)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(2**16):  # else the system takes back what was sent
+                    pass
+
+    def serve():
+        with suppress(OSError):  # until it is closed
+            while True:
+                threading.Thread(target=answer, args=listening.accept()[:1], daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
+        listening.shutdown(socket.SHUT_RDWR)
         listening.close()
 
 

@@ -1,12 +1,12 @@
 """Every part of every answer replaced by something else: nothing but a message comes of it."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import httpx
 import pytest
 
-from offline.console import progress
 from offline.endpoint import Endpoint
 from offline.endpoint_scorer import EndpointScorer
 from offline.errors import InputError
@@ -66,18 +66,28 @@ def variants(value):
 
 
 class Server:
-    """Answers from memory; `answers` holds a document or bytes by path."""
+    """Answers from memory, and those who ask it.
+
+    Attributes:
+        answers: a document, or bytes, by path.
+    """
 
     def __init__(self, monkeypatch):
         self.answers = dict(GOOD)
         transport = httpx.MockTransport(self.answer)
-        make = lambda self, kind: kind(base_url=self.url, transport=transport)  # noqa: E731
-        monkeypatch.setattr(Endpoint, "_client", make)
+        monkeypatch.setattr(
+            Endpoint, "_client", lambda self, kind: kind(base_url=self.url, transport=transport)
+        )
+        self.http = HttpTarget(URL, None, "m")
+        self.scorer = EndpointScorer(URL, {("v", (1,)): "m:v"}, "m")
+        self.endpoint = Endpoint(URL)
 
     def answer(self, request):
         found = self.answers[request.url.path]
+        if isinstance(found, httpx.Response):
+            return found
         payload = found if isinstance(found, bytes) else json.dumps(found).encode()
-        return httpx.Response(200, content=payload)
+        return httpx.Response(200, stream=httpx.ByteStream(payload))
 
 
 @pytest.fixture
@@ -85,136 +95,124 @@ def server(monkeypatch):
     return Server(monkeypatch)
 
 
-PAIR = Pair("1", "1", [{"role": "user", "content": "?"}], "x", "y",
-            picture=picture_of({"bytes": png("red")}, "1", None))  # fmt: skip
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+PAIR = Pair(
+    "1", "1", [{"role": "user", "content": "?"}], "x", "y",
+    picture=picture_of({"bytes": png("red")}, "1", None),
+)  # fmt: skip
 PROBE = Probe((1, 2, 3), NONE, answer=1)
 SETTING = Setting("v", "m:v", {}, True)
 RUBRIC = Rubric("r", "score", {"TRUE": 1.0}, "{{ answer }}")
-
-
-def _target():
-    return Target(Endpoint(URL), [SETTING], build_tokenizer(), "", 99, {})
-
-
-def _answers():
-    prompts = [Prompt(Pair("1", "1", "a", "", ""), {}), Prompt(PAIR, {})]
-    found = Answers(prompts, 8, lambda total: progress(total, visible=False))
-    return lambda: (found._found.clear(), found.of(_TARGET, SETTING))
-
-
-_TARGET = _target()
-_ENDPOINT = Endpoint(URL)
-# Per way to ask: the path whose answers are odd, and what asks, made while they are good.
+ITEM, POINT = Item((1,), (2, 3)), Point("v", (1,), 0.5)
+# Per way to ask: the path whose answers are odd, and what asks.
 WAYS = {
-    "target": ("/v1/models", lambda: lambda: HttpTarget(URL, None, "m")),
-    "probe": ("/v1/completions", lambda: lambda t=_http(): t.ask([PROBE])),
-    "probes": ("/v1/completions", lambda: lambda t=_http(): t.ask([PROBE] * 2, together=True)),
-    "sample": ("/v1/completions", lambda: lambda t=_http(): t.sample(1, 1, 0)),
-    "scorer": (
-        "/v1/completions",
-        lambda: lambda s=EndpointScorer(URL, {("v", (1,)): "m:v"}, "m"): list(
-            s.score([Item((1,), (2, 3))], [None, Point("v", (1,), 0.5)])
-        ),
-    ),
-    "models": ("/v1/models", lambda: lambda: connect(_ENDPOINT, "m", ["m:v"])),
-    "tokens": ("/tokenize", lambda: lambda: connect(_ENDPOINT, "m", ["m:v"])),
-    "version": ("/version", lambda: lambda: connect(_ENDPOINT, "m", ["m:v"])),
-    "answers": ("/v1/completions", _answers),
-    "answers to images": ("/v1/chat/completions", _answers),
-    "prompts": ("/v1/chat/completions", lambda: lambda: prompt_tokens(_ENDPOINT, "m", [PAIR])),
+    "target": ("/v1/models", lambda server: HttpTarget(URL, None, "m")),
+    "probe": ("/v1/completions", lambda server: server.http.ask([PROBE])),
+    "probes": ("/v1/completions", lambda server: server.http.ask([PROBE] * 2, together=True)),
+    "sample": ("/v1/completions", lambda server: server.http.sample(1, 1, 0)),
+    "scorer": ("/v1/completions", lambda server: list(server.scorer.score([ITEM], [None, POINT]))),
+    "models": ("/v1/models", lambda server: connect(server.endpoint, "m", ["m:v"])),
+    "tokens": ("/tokenize", lambda server: connect(server.endpoint, "m", ["m:v"])),
+    "prompts": ("/v1/chat/completions", lambda server: prompt_tokens(server.endpoint, "m", [PAIR])),
     "scores": (
         "/v1/chat/completions",
-        lambda: lambda: score_answers(_ENDPOINT, [(PAIR, "x", [1, 2])], SETTING),
+        lambda server: score_answers(server.endpoint, [(PAIR, "x", [1, 2])], SETTING),
     ),
     "judge": (
         "/v1/chat/completions",
-        lambda: lambda: Judge(_ENDPOINT, "j").ask(RUBRIC, [{"answer": "a"}], [None]),
+        lambda server: Judge(server.endpoint, "j").ask(RUBRIC, [{"answer": "a"}], [None]),
     ),
 }
 
 
-def _http():
-    return HttpTarget(URL, None, "m")
-
-
 def check(server, path, ask, document, written=lambda odd: json.dumps(odd).encode()):
-    """Returns how many of the odd documents were refused."""
+    """Asks with every variant of a document; some must be refused, all of these by name."""
     server.answers[path] = written(document)
     ask()
-    refused = 0
+    refused = []
     for odd in variants(document):
         server.answers[path] = written(odd)
         try:
             ask()
-        except NotAnswered:
-            continue
         except InputError as error:
-            refused += 1
-            assert str(error).startswith(f"{URL}{path}: ") or "server" in str(error), error
-    return refused
+            refused.append(str(error))
+        except NotAnswered:
+            pass
+    assert len(refused) > 9
+    assert all("server" in text for text in refused)
+    assert sum(text.startswith(f"{URL}{path}: not the answer") for text in refused) > 9
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_odd_answers_are_refused_or_do_not_matter(server, monkeypatch, way):
-    monkeypatch.setattr(targets, "_tokenizer", lambda source: build_tokenizer_once())
+def test_odd_answers_are_refused_or_do_not_matter(server, monkeypatch, tokenizer, way):
+    monkeypatch.setattr(targets, "_tokenizer", lambda source: tokenizer)
     monkeypatch.setattr(targets, "_processor", lambda source: None)
-    server.answers["/tokenize"] = {"tokens": build_tokenizer_once()(targets._SAMPLE,
-                                   add_special_tokens=False)["input_ids"]}  # fmt: skip
-    path, make = WAYS[way]
-    refused = check(server, path, make(), server.answers[path])
-    assert refused > 9 or way == "version"  # for reports only, so it may be missing
+    ids = tokenizer(targets._SAMPLE, add_special_tokens=False)["input_ids"]
+    server.answers["/tokenize"] = {"tokens": ids[:9]}
+    monkeypatch.setattr(targets, "_SAMPLE", tokenizer.decode(ids[:9]))
+    path, ask = WAYS[way]
+    check(server, path, lambda: ask(server), server.answers[path])
 
 
-def build_tokenizer_once(made=[]):  # noqa: B006
-    if not made:
-        made.append(build_tokenizer())
-    return made[0]
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_odd_texts(server, tokenizer, path):
+    target = Target(server.endpoint, [SETTING], tokenizer, "", 99, {})
+    prompts = [Prompt(Pair("1", "1", "a", "b", "c"), {}), Prompt(PAIR, {})]
+
+    def ask():
+        return Answers(prompts, 8, lambda total: nullcontext(lambda n: None)).of(target, SETTING)
+
+    check(server, path, ask, server.answers[path])
+
+
+def test_what_the_server_is_called_does_not_matter(server):
+    for odd in variants(GOOD["/version"]):
+        server.answers["/version"] = odd
+        assert targets._version(server.endpoint) is None or isinstance(odd["version"], str)
 
 
 def test_odd_pieces_of_a_stream(server):
     piece = {"choices": [{"logprobs": STEPS}], "usage": USAGE, "grains": RECEIPT}
-    ask = _http()
 
     def written(odd):
         return b"data: " + json.dumps(odd).encode() + b"\r\n\r\ndata: [DONE]\n\n"
 
-    assert check(server, "/v1/completions", lambda: ask.stream(PROBE), piece, written) > 9
+    check(server, "/v1/completions", lambda: server.http.stream(PROBE), piece, written)
     for payload in (b"", b"data: [DONE]", b": nothing\n\n", b"data: {", b"data: \xff\n"):
         server.answers["/v1/completions"] = payload
         with pytest.raises(InputError, match=f"{URL}/v1/completions: not the answer"):
-            ask.stream(PROBE)
+            server.http.stream(PROBE)
     server.answers["/v1/completions"] = b'data: {"error": {"message": "no"}}\n\n'
     with pytest.raises(NotAnswered, match="no"):
-        ask.stream(PROBE)
+        server.http.stream(PROBE)
 
 
-def test_odd_answers_to_lm_eval(server, tmp_path):
+def test_odd_answers_to_lm_eval(server, tokenizer, tmp_path):
     pytest.importorskip("lm_eval")
     pytest.importorskip("tenacity")
     from offline.evaluation.harness_model import SettingLM
 
-    build_tokenizer().save_pretrained(tmp_path)
-    target = Target(_ENDPOINT, [SETTING], build_tokenizer(), str(tmp_path), 99, {})
+    tokenizer.save_pretrained(tmp_path)
+    target = Target(server.endpoint, [SETTING], tokenizer, str(tmp_path), 99, {})
     model, path = SettingLM(target, SETTING, 8, False), "/v1/completions"
     scored = {"choices": [{"index": 0, "logprobs": ECHO}]}
     asked = [(("a", "b"), [1, 2], [3])]
-    assert check(server, path, lambda: model._loglikelihood_tokens(asked), scored) > 9
+    check(server, path, lambda: model._loglikelihood_tokens(asked), scored)
     server.answers[path] = scored
     assert model._loglikelihood_tokens(asked) == [(-2.0, False)]
-    said = SimpleNamespace(args=("a", {"until": ["\n"]}))
-    assert check(server, path, lambda: model.generate_until([said]), COMPLETION) > 9
+    said = SimpleNamespace(args=("a", {"until": ["."]}))
+    check(server, path, lambda: model.generate_until([said]), COMPLETION)
 
 
 @pytest.mark.parametrize("status", [302, 400, 404, 500])
-def test_a_server_that_refuses_everything_cannot_be_verified(server, monkeypatch, status):
-    found = _http()
-    monkeypatch.setattr(server, "answer", lambda _: httpx.Response(status, content=b"no"))
-    monkeypatch.setattr(
-        Endpoint, "_client",
-        lambda self, kind: kind(base_url=URL, transport=httpx.MockTransport(server.answer)),
-    )  # fmt: skip
+def test_a_server_that_refuses_everything_cannot_be_verified(server, status):
+    server.answers["/v1/completions"] = httpx.Response(status, stream=httpx.ByteStream(b"no"))
     with pytest.raises(InputError, match=f"{URL} cannot be verified: it says no"):
-        verify(found, ["v"], {}, lambda *_: iter(()))
+        verify(server.http, ["v"], {}, lambda *_: iter(()))
 
 
 def test_a_model_of_short_requests_cannot_be_verified(server):
