@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from offline.console import stdout
 
 _MEASURES = ("accuracy", "exact", "margin", "controls")
 _TOP = 10
@@ -31,8 +32,11 @@ def show(document: Mapping[str, Any]) -> None:
     )
     for name in ("", "vector", "layers", "positions", "strength", *_MEASURES, "ppl", ""):
         if name not in ("vector", "positions") or name in several:
-            left = name in ("vector", "layers", "positions")
-            table.add_column(name, justify="left" if left else "right", no_wrap=True)
+            words = name in ("vector", "layers", "positions")
+            # Where it is narrow, names are folded and figures stay.
+            table.add_column(
+                name, justify="left" if words else "right", no_wrap=not words, overflow="fold"
+            )
     names = {name: "" for name in several}
     table.add_row("", *_cells({**base, **names}, base, several, "base", ""), end_section=True)
     for number, index in enumerate([*top, *best], 1):
@@ -43,10 +47,7 @@ def show(document: Mapping[str, Any]) -> None:
             mark, *_cells(point, base, several, layers, strength),
             style=None if point["allowed"] else "dim", end_section=number == len(top),
         )  # fmt: skip
-    console = Console(markup=False)
-    if not console.is_terminal:  # a file or pipe has no edge to fit in
-        console.width = 120
-    console.print(table)
+    stdout().print(table)
 
 
 def layer_text(layers: list[int]) -> str:

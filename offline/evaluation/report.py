@@ -7,10 +7,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from offline.console import stdout
+
 
 def show(document: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints goals first, then side effects; every value and difference with its interval."""
-    console = console or Console(markup=False, highlight=False, emoji=False)
+    console = console or stdout()
     for side_effect, title in ((False, "Goals"), (True, "Side effects")):
         rows = [row for row in document["tasks"] if row["side_effect"] == side_effect]
         if rows:
@@ -33,25 +35,27 @@ def show(document: Mapping[str, Any], console: Console | None = None) -> None:
 
 def _table(rows: list[Mapping[str, Any]], settings: list[str], title: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("measured", overflow="fold", min_width=14)
-    for name in ("setting", "value", "difference", ""):
-        table.add_column(name, no_wrap=True)
+    # Where it is narrow, all but the verdict is folded.
+    for name in ("measured", "setting", "value", "difference"):
+        table.add_column(name, overflow="fold")
+    table.add_column("", no_wrap=True)
     for row in rows:
-        wish = {True: ", higher is better", False: ", lower is better", None: ""}
-        metric = "" if row["metric"] == row["task"] else f"{row['metric']}\n"
-        what = f"{row['task']}\n{metric}n {row['n']}{wish[row['higher_is_better']]}"
-        lines = [
-            (
-                name,
+        what = _measured(row)
+        for number, name in enumerate(settings):
+            last = number == len(settings) - 1
+            table.add_row(
+                "\n".join(what[number:] if last else what[number : number + 1]), name,
                 _cell(row["values"][name], ""),
                 _cell(row["differences"][name], "+") if name in row["differences"] else "",
-                _verdict(row, name),
-            )
-            for name in settings
-        ]
-        table.add_row(what, *("\n".join(column) for column in zip(*lines, strict=True)))
-        table.add_section()
+                _verdict(row, name), end_section=last,
+            )  # fmt: skip
     return table
+
+
+def _measured(row: Mapping[str, Any]) -> list[str]:
+    wish = {True: ", higher is better", False: ", lower is better", None: ""}
+    metric = [] if row["metric"] == row["task"] else [row["metric"]]
+    return [row["task"], *metric, f"n {row['n']}{wish[row['higher_is_better']]}"]
 
 
 def _cell(estimate: Mapping[str, Any], sign: str) -> str:

@@ -161,13 +161,12 @@ def speaking(reply):
     listening = socket.create_server(("127.0.0.1", 0))
 
     def answer(connection):
-        with connection:
-            with suppress(OSError):  # whoever has heard enough hangs up
-                connection.recv(2**16)
-                connection.sendall(reply)
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(2**16):  # else the system takes back what was sent
-                    pass
+        with connection, suppress(OSError):  # whoever has heard enough hangs up
+            connection.recv(2**16)
+            connection.sendall(reply)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(2**16):  # else the system takes back what was sent
+                pass
 
     def serve():
         with suppress(OSError):  # until it is closed

@@ -187,7 +187,7 @@ def test_our_own_files_say_exactly_whose_they_are(tmp_path):
     export(tmp_path / "v.gguf", vector(recommended={"layers": [1]}), "whatever")
     assert read(tmp_path / "v.gguf")[0].layers == [1]
     for other in (("Qwen2ForCausalLM", 8, 4), ("LlamaForCausalLM", 8, 9)):
-        with pytest.raises(InputError, match="made for a model with .*, but this model has"):
+        with pytest.raises(InputError, match=r"made for a model with .*, but this model has"):
             read(tmp_path / "v.gguf", ModelFingerprint(*other), insists=True)
 
 

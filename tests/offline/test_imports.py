@@ -104,11 +104,18 @@ def _npy(array):
     return file.getvalue()
 
 
+def _huge():
+    file = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**60,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
 DAMAGED = {
     "half a zip": _zip("1.npy", _npy(ROW.numpy()))[:-9],
     "a member that is no array": _zip("1.npy", b"?"),
     "objects": _zip("1.npy", _npy(np.array([{}], dtype=object))),
-    "a huge shape": _zip("1.npy", _npy(ROW.numpy()).replace(b"(8,)", b"(9**18,)"[:4])[:-4]),
+    "a huge shape": _zip("1.npy", _huge()),
     "a bomb": _zip("1.npy", bytes(2**24)),
     "half a safetensors": save({"1": ROW})[:-1],
     "a long header": (2**60).to_bytes(8, "little") + b"{",
@@ -121,7 +128,7 @@ DAMAGED = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_damaged_files(tmp_path, case):
     (tmp_path / "v").write_bytes(DAMAGED[case])
-    with pytest.raises(InputError, match="^v: "):
+    with pytest.raises(InputError, match=r"^v: "):
         read(tmp_path / "v")
 
 
