@@ -157,7 +157,7 @@ def _layers_against(
             f"{_COUNT} is {count!r}, but there are {len(tensors)} tensors, and the model has "
             f"{model.num_layers} layers"
         )
-    if layers == list(range(1, len(layers) + 1)) and len(layers) < model.num_layers - 1:
+    if 1 < len(layers) < model.num_layers - 1 and layers == list(range(1, len(layers) + 1)):
         return (
             f"its directions 1 to {len(layers)} are those of a model with {len(layers) + 1} "
             f"layers, but this one has {model.num_layers}"

@@ -224,11 +224,11 @@ def refused_or_read(folder, payload):
 
 
 def test_no_beginning_of_a_file_is_read(tmp_path, good):
-    for length in range(0, len(good), 3):
+    for length in range(0, len(good), 7):
         refused_or_read(tmp_path, good[:length])
 
 
-WORDS = [0, 1, 2, 8, 9, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]
+WORDS = [0, 9, 2**31, 2**63, 2**64 - 1]
 
 
 def test_no_number_in_a_file_is_believed(tmp_path, good):
@@ -240,7 +240,7 @@ def test_no_number_in_a_file_is_believed(tmp_path, good):
                 refused_or_read(tmp_path, good[:place] + changed + good[place + size :])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_flipped_bytes(tmp_path_factory, good, data):
     payload = bytearray(good)

@@ -22,10 +22,10 @@ from offline.verification.http_target import HttpTarget
 from offline.verification.probes import NONE, NotAnswered, Probe
 from offline.verification.run import verify
 from tests.evaluation_world import build_tokenizer
+from tests.offline.odd import variants
 from tests.offline.pictures import png
 
 URL = "http://server"
-ODD = [None, True, -1, 7, float("nan"), float("inf"), 10**5000, "x", "7", [], {}, [[]], {"7": 7}]
 MODELS = {"data": [{"id": "m", "max_model_len": 99, "root": "m"}, {"id": "m:v", "parent": "m"}]}
 GIVEN = [None, {"2": {"logprob": -1.5, "rank": 1}}, {"3": {"logprob": -2.5, "rank": 2}}]
 STEPS = {"tokens": ["token_id:4"], "top_logprobs": [{"token_id:4": -0.5, "token_id:5": -1.0}]}
@@ -50,19 +50,6 @@ GOOD = {
     "/v1/completions": COMPLETION,
     "/v1/chat/completions": CHAT,
 }
-
-
-def variants(value):
-    """`value` with one part of it, at any depth, replaced, left out or doubled."""
-    yield from ODD
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield {name: other for name, other in value.items() if name != key}
-            yield from ({**value, key: odd} for odd in variants(inner))
-    if isinstance(value, list):
-        yield value * 2
-        for place, inner in enumerate(value):
-            yield from ([*value[:place], odd, *value[place + 1 :]] for odd in variants(inner))
 
 
 class Server:
