@@ -10,6 +10,7 @@ from offline.console import stdout
 
 _MEASURES = ("accuracy", "exact", "margin", "controls")
 _TOP = 10
+_NARROWEST = 80  # columns; on a narrower screen lines go on in the next, and no figure is cut
 
 
 def show(document: Mapping[str, Any]) -> None:
@@ -32,11 +33,11 @@ def show(document: Mapping[str, Any]) -> None:
     )
     for name in ("", "vector", "layers", "positions", "strength", *_MEASURES, "ppl", ""):
         if name not in ("vector", "positions") or name in several:
-            words = name in ("vector", "layers", "positions")
-            # Where it is narrow, names are folded and figures stay.
-            table.add_column(
-                name, justify="left" if words else "right", no_wrap=not words, overflow="fold"
-            )
+            if name in ("vector", "layers", "positions"):
+                # Where it is narrow, names are folded and figures stay.
+                table.add_column(name, min_width=4, overflow="fold")
+            else:
+                table.add_column(name, justify="right", no_wrap=True)
     names = {name: "" for name in several}
     table.add_row("", *_cells({**base, **names}, base, several, "base", ""), end_section=True)
     for number, index in enumerate([*top, *best], 1):
@@ -47,7 +48,9 @@ def show(document: Mapping[str, Any]) -> None:
             mark, *_cells(point, base, several, layers, strength),
             style=None if point["allowed"] else "dim", end_section=number == len(top),
         )  # fmt: skip
-    stdout().print(table)
+    console = stdout()
+    console.width = max(console.width, _NARROWEST)
+    console.print(table)
 
 
 def layer_text(layers: list[int]) -> str:

@@ -130,7 +130,9 @@ def sweep(
 
         started = time.monotonic()
         vectors = candidates.load(artifacts or [], deltas, estimators, _note)
-        points = grid.grid(vectors, layers, strengths or grid.STRENGTHS, positions)
+        points = grid.grid(
+            vectors, layers, grid.STRENGTHS if strengths is None else strengths, positions
+        )
         unscaled = candidates.imported(vectors) if strengths is None else []
         if unscaled and backend == "vllm":
             raise InputError(
