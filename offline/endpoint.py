@@ -18,6 +18,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from offline.errors import InputError
+from offline.report.text import shortened
 
 Body = dict[str, Any]
 ATTEMPTS = 5
@@ -278,15 +279,15 @@ class _Answer:
 
 
 def _message(payload: bytes) -> str:
-    """What a refusal says, as text."""
+    """What a refusal says, as a line of text."""
     try:
         error = json.loads(payload)
         for key in ("error", "message"):
             if isinstance(error, Mapping) and key in error:
                 error = error[key]
-        return str(error)[:500]
+        return shortened(error, 500)
     except (ValueError, RecursionError):
-        return payload[:500].decode(errors="replace")
+        return shortened(payload.decode(errors="replace"), 500)
 
 
 def _first(error: ValidationError) -> str:

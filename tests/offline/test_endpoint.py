@@ -209,7 +209,8 @@ NONSENSE = {
     "elsewhere": (http(b"", "302 Found", "Location: /login"), "HTTP 302: /login"),
     "in circles": (http(b"", "307 Moved", "Location: http://[:99999"), r"HTTP 307: http://\["),
     "refusal in depth": (http(b"[" * 99_999, "400 Bad"), r"HTTP 400: \[\[\["),
-    "large refusal": (http(b"x" * 3_000, "404 Not Found"), "HTTP 404: x{500}$"),
+    "large refusal": (http(b"x" * 3_000, "404 Not Found"), "HTTP 404: x{499}…$"),
+    "a terminal's colours": (http(b"\x1b[31mno", "400 Bad"), "HTTP 400: ⟨U\\+001B⟩"),
     "no content": (http(b"", "204 No Content"), "HTTP 204"),
 }
 
