@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from offline.cli import app
 from offline.endpoint import Endpoint
 from offline.endpoint_scorer import EndpointScorer
 from offline.errors import InputError
@@ -206,3 +208,22 @@ def test_a_model_of_short_requests_cannot_be_verified(server):
     server.answers["/v1/models"] = {"data": [{"id": "m", "max_model_len": 9}]}
     with pytest.raises(InputError, match="max_model_len is 9, expected 64 or more"):
         verify(HttpTarget(URL, None, None), ["v"], {}, lambda *_: iter(()))
+
+
+COMMANDS = {
+    "verify": [],
+    "evaluate": ["--model", "m", "--steered", "m:v", "--task", "perplexity", "--text", "t.txt"],
+}
+
+
+@pytest.mark.parametrize("payload", [b"<html>", b"[]", b"null", b"5", b"[" * 9999, b"{}", b"\xff"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_end_with_one_line(server, tmp_path, monkeypatch, command, payload):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text("w")
+    server.answers["/v1/models"] = payload
+    more = ["--out", "x.json", *COMMANDS[command]] if command == "evaluate" else []
+    done = CliRunner().invoke(app, [command, "--url", URL, *more])
+    assert done.exit_code == 2 and not (tmp_path / "x.json").exists()
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: {URL}/v1/models: not the answer that was expected")
