@@ -7,8 +7,8 @@ from typing import Any
 
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
-from offline.passport import example_prompts
 from offline.pairs import Messages, Pair, same_question
+from offline.passport import example_prompts
 from offline.pictures import Picture
 
 
