@@ -87,6 +87,8 @@ def read_gguf(
             f"{name}: general.architecture is {architecture!r}, expected '{_ARCHITECTURE}'"
         )
     hint = fields.get(_HINT)
+    if not isinstance(hint, str | None):
+        raise InputError(f"{name}: {_HINT} is {hint!r}, expected a text")
     if not _says_whose(fields, name, model):
         for against in (_hint_against(hint, model), _layers_against(fields, tensors, model)):
             if against is not None and not insists:

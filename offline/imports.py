@@ -26,6 +26,7 @@ OWN_LENGTHS = "the length of each imported tensor"
 _ROOM = 2**20  # bytes for all that is no tensor
 _NUMBER = re.compile("[0-9]+")
 _DTYPES = ("float16", "float32", "float64")
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin")
 _PICKLE = """{name}: a pickle can run code when it is read, so grains reads none.
 If you trust it, make a .safetensors of it and import that:
 
@@ -56,10 +57,14 @@ def read_vector(
         kind = "GGUF control vector"
         tensors, facts = read_gguf(payload, path.name, model, note, insists)
     elif payload.startswith(b"PK"):
-        kind, tensors, facts = "npz", _by_layer(_npz(payload, path, model), path.name), {}
+        kind, tensors, facts = "npz file", _by_layer(_npz(payload, path, model), path.name), {}
     elif payload[8:9] == b"{":
-        kind, tensors, facts = "safetensors", _by_layer(_safetensors(payload, path), path.name), {}
-    elif payload.startswith(b"\x80") or path.suffix in (".pt", ".pth", ".pkl", ".pickle", ".bin"):
+        kind, tensors, facts = (
+            "safetensors file",
+            _by_layer(_safetensors(payload, path), path.name),
+            {},
+        )
+    elif payload.startswith(b"\x80") or path.suffix in _PICKLES:
         raise _pickled(path)
     else:
         raise InputError(
@@ -67,7 +72,7 @@ def read_vector(
             "per layer"
         )
     passport = {
-        "method": f"imported ({kind})",
+        "method": f"imported from a {kind}",
         "data": {"name": path.name, "sha256": hashlib.sha256(payload).hexdigest()},
         "strength_unit": OWN_LENGTHS,
         **facts,
@@ -80,6 +85,8 @@ def _read(path: Path, model: ModelFingerprint) -> bytes:
     most = model.num_layers * model.hidden_size * 8 + _ROOM
     with path.open("rb") as file:
         payload = file.read(most + 1)
+    if len(payload) > most and path.suffix in _PICKLES:
+        raise _pickled(path)
     if len(payload) > most:
         raise InputError(
             f"{path.name}: larger than {most} bytes, more than {model.num_layers} layers of "

@@ -80,7 +80,8 @@ def test_a_pickle_is_refused_with_the_way_in(tmp_path, monkeypatch, capsys):
     torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     (tmp_path / "mine.pkl").write_bytes(pickle.dumps({1: [1.0]}))
     (tmp_path / "mine.bin").write_bytes(b"anything")
-    for file in ("mine.pkl", "mine.bin", "old.pt", "mine.pt"):
+    (tmp_path / "large.pt").write_bytes(bytes(2**21))
+    for file in ("mine.pkl", "mine.bin", "large.pt", "old.pt", "mine.pt"):
         with pytest.raises(InputError, match=f"{file}: a pickle can run code") as error:
             read(tmp_path / file)
     snippet = "\n".join(
