@@ -1,6 +1,7 @@
 """What every command shares: messages, exit codes, progress, and looking before leaping."""
 
 import os
+import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -76,11 +77,15 @@ def input_errors(on_interrupt: str = "") -> Iterator[None]:
 def _nobody_reads() -> bool:
     """Whether stdout is closed at its other end; what is left for it is thrown away then."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except OSError:
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return closed
 
 
 def message_of(error: Exception) -> str | None:

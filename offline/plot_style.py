@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogFormatterMathtext
+from matplotlib.ticker import LogFormatter, LogFormatterMathtext, StrMethodFormatter
 
 from grains_vllm.vectors import write_aside
 from offline.errors import InputError
@@ -81,7 +81,7 @@ def _write_numbers_plainly(figure: Figure) -> None:
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
-                axis.set_major_formatter(LogFormatter())
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
                 axis.set_minor_formatter(LogFormatter())
 
 
