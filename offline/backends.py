@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
+from offline.deltas import read_streams
 from offline.errors import InputError
 from offline.model import Decoder, load_decoder, load_tokenizer
+from offline.options import Read
+from offline.prompts import TokenPair
 from offline.scoring import Item, Point, Scorer
 
 _LARGE_BANK = 2**30  # bytes
+_MOST_READ = 32  # prompts; a median of more is hardly another one
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,14 @@ class BackEnd:
     dtype: str
     decoder: Decoder | None = None
     processor: Any = None
+
+    def usual_norms(self, pairs: Sequence[TokenPair]) -> list[float]:
+        """The median ||h|| after every block, where the prompts end; of a transformers model."""
+        assert self.decoder is not None
+        norms = [
+            read_streams(self.decoder, pair, Read.prompt_end)[1][0] for pair in pairs[:_MOST_READ]
+        ]
+        return torch.stack(norms).median(dim=0).values.tolist()
 
     def scorer(
         self,

@@ -1,11 +1,13 @@
 """The vectors that a sweep compares: artifacts, and variants made of kept deltas."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
+from offline.imports import OWN_LENGTHS
 from offline.options import Direction, Mode
 
 ESTIMATORS = "mean,pca,positive"
@@ -60,6 +62,25 @@ def facts(vector: SteeringVector) -> dict[str, Any]:
         "direction": options.get("direction"),
         "mode": options.get("mode"),
     }
+
+
+def imported(vectors: Mapping[str, SteeringVector]) -> list[str]:
+    """Those of which a strength of 1 is an imported length, and not the usual ||h||."""
+    return [
+        name
+        for name, vector in vectors.items()
+        if vector.passport.get("strength_unit") == OWN_LENGTHS
+    ]
+
+
+def factor(vector: SteeringVector, usual_norms: Sequence[float]) -> float:
+    """How many of the vector's own lengths the usual ||h|| is: the median over its layers."""
+    ratios = [
+        usual_norms[layer] / float(vector.reference_norms[layer])
+        for layer in vector.layers
+        if vector.reference_norms[layer] > 0
+    ]
+    return float(f"{median(ratios):.3g}")
 
 
 def _estimator(part: str, text: str) -> tuple[Direction, Mode]:

@@ -1,5 +1,8 @@
 """The `grains` command: which commands there are."""
 
+import signal
+from typing import Any
+
 import typer
 
 from offline.commands import vectors
@@ -8,7 +11,7 @@ from offline.commands.extract import extract
 from offline.commands.report import report
 from offline.commands.sweep import sweep
 from offline.commands.verify import verify
-from offline.console import input_errors
+from offline.console import Terminated, input_errors
 from offline.errors import InputError
 from offline.team import launched
 
@@ -41,4 +44,10 @@ def _alone(context: typer.Context) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    if launched() == 1:  # a launcher ends its processes itself
+        signal.signal(signal.SIGTERM, _terminate)
     app()
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated

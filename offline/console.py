@@ -1,6 +1,8 @@
 """What every command shares: messages, exit codes, progress, and looking before leaping."""
 
 import os
+import select
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,17 +43,49 @@ DeviceMap = Annotated[str | None, typer.Option(help="'auto' spreads a model over
 Restart = Annotated[bool, typer.Option(help="Discard what an interrupted run left.")]
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does, with what it has started."""
+
+
+def stdout() -> Console:
+    """For tables. A file or pipe has no edge to fit in, but where COLUMNS says so."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120
+    return console
+
+
 @contextmanager
 def input_errors(on_interrupt: str = "") -> Iterator[None]:
-    """Turns what the user can mend into a message and exit code 2, Ctrl-C into 130."""
+    """Turns what the user can mend into a message and exit code 2, Ctrl-C into 130, SIGTERM into
+    143. Whoever reads stdout may stop doing so (141)."""
     try:
         yield
+        sys.stdout.flush()
     except (InputError, ArtifactError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise typer.Exit(141) from None
         stderr.print(f"error: {message_of(error)}", soft_wrap=True)
         raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        stderr.print(f"interrupted; {on_interrupt}" if on_interrupt else "interrupted")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as signal:
+        ended = isinstance(signal, Terminated)
+        word = "terminated" if ended else "interrupted"
+        stderr.print(f"{word}; {on_interrupt}" if on_interrupt else word)
+        raise typer.Exit(143 if ended else 130) from None
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is closed at its other end; what is left for it is thrown away then."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return closed
 
 
 def message_of(error: Exception) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from offline.answer_forms import Scored, scores_of
 from offline.endpoint import Body, Endpoint
 from offline.errors import InputError
 from offline.scoring import Item, ItemScore, Point
@@ -89,8 +90,11 @@ def score_items(
             steered alike.
     """
     bodies = [_body(item, model, xargs, border) for item in items]
-    answers = endpoint.post_all("/v1/completions", bodies, on_item)
-    return [_score(item, answer) for item, answer in zip(items, answers, strict=True)]
+
+    def read(number: int, answer: Scored) -> ItemScore:
+        return _score(items[number], answer)
+
+    return endpoint.post_all("/v1/completions", bodies, Scored, read, on_item)
 
 
 def _body(item: Item, model: str, xargs: Mapping[str, Any], border: bool) -> Body:
@@ -112,23 +116,10 @@ def _body(item: Item, model: str, xargs: Mapping[str, Any], border: bool) -> Bod
     }
 
 
-def _score(item: Item, answer: Any) -> ItemScore:
-    choice = answer["choices"][0]
-    entries = choice.get("prompt_logprobs")
-    if entries is None:
-        raise InputError(
-            "the server returned no prompt_logprobs; scoring given answers needs vLLM's"
-        )
-    if len(entries) != len(item.prompt_ids) + len(item.response_ids):
-        raise InputError(
-            f"the server scored {len(entries)} tokens, "
-            f"{len(item.prompt_ids) + len(item.response_ids)} were sent"
-        )
-    found = [
-        entry[str(token)]
-        for entry, token in zip(entries[len(item.prompt_ids) :], item.response_ids, strict=True)
-    ]
+def _score(item: Item, answer: Scored) -> ItemScore:
+    ids = [*item.prompt_ids, *item.response_ids]
+    scores = scores_of(ids, answer.choices[0].prompt_logprobs)[-len(item.response_ids) :]
     return ItemScore(
-        logp=sum(float(token["logprob"]) for token in found),
-        greedy=all(token["rank"] == 1 for token in found),
+        logp=sum(score.logprob for score in scores),
+        greedy=all(score.rank == 1 for score in scores),
     )

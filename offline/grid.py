@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from grains_vllm.checks import MAX_STRENGTH
 from grains_vllm.positions import Positions, PositionsError
@@ -31,6 +32,26 @@ def grid(
         for place in places
         for strength in values
     ]
+
+
+def scaled(points: Sequence[Point], factors: Mapping[str, float]) -> list[Point]:
+    """The points, with strengths times the factor of their vector, to two digits.
+
+    Raises:
+        InputError: a strength would be larger than servers take.
+    """
+    found = []
+    for point in points:
+        strength = point.strength
+        if point.vector in factors:
+            strength = float(f"{strength * factors[point.vector]:.2g}")
+        if abs(strength) > MAX_STRENGTH:
+            raise InputError(
+                f"'{point.vector}' has so small lengths that useful strengths are above "
+                f"{MAX_STRENGTH:g}; make them larger before importing it"
+            )
+        found.append(replace(point, strength=strength))
+    return found
 
 
 def layer_sets(text: str, name: str, vector: SteeringVector) -> list[tuple[int, ...]]:

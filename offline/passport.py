@@ -1,7 +1,7 @@
 """The artifact's passport: every fact about where a vector comes from, JSON-able."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -41,6 +41,17 @@ def write_passport(
         passport["completeness"] = completeness(records, options.ig_tolerance)
         passport["packed_examples"] = sum(record["packed"] for record in records)
     return passport
+
+
+def example_prompts(passport: Mapping[str, Any]) -> list[str]:
+    """Fingerprints of the prompts that a vector was made from, as far as its passport says."""
+    examples = passport.get("examples")
+    found = [
+        example.get("prompt_fingerprint")
+        for example in (examples if isinstance(examples, list) else [])
+        if isinstance(example, Mapping)
+    ]
+    return [value for value in found if isinstance(value, str)]
 
 
 def manifest(decoder: Decoder, data: PairSet, options: ExtractOptions) -> dict[str, Any]:

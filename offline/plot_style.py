@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, LogFormatterMathtext, StrMethodFormatter
 
 from grains_vllm.vectors import write_aside
 from offline.errors import InputError
@@ -67,11 +68,21 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 def rendered(figure: Figure, kind: str) -> bytes:
     """The figure as a "png" or "svg" file."""
+    _write_numbers_plainly(figure)
     payload = io.BytesIO()
     metadata = {"Date": None, "Creator": "grains"} if kind == "svg" else None
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "grains"}):
         figure.savefig(payload, format=kind, metadata=metadata)
     return payload.getvalue()
+
+
+def _write_numbers_plainly(figure: Figure) -> None:
+    """Axes write powers of ten as mathematics, which `text.parse_math` leaves as its source."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.set_minor_formatter(LogFormatter())
 
 
 def layers_text(layers: Sequence[int]) -> str:

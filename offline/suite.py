@@ -13,6 +13,7 @@ from typing import Any
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
 from offline.pairs import Pair, PairSet, given_with, kind_of, row_picture, same_question, spoken
+from offline.passport import example_prompts
 from offline.prompts import encode, lay_out, takes_special, tokenise
 from offline.scoring import Item, Suite
 from offline.sources import read_rows
@@ -84,11 +85,10 @@ def require_disjoint(pairs: PairSet, vectors: Mapping[str, SteeringVector]) -> l
     """
     silent = []
     for name, vector in vectors.items():
-        examples = vector.passport.get("examples")
-        if not isinstance(examples, list) or not examples:
+        known = set(example_prompts(vector.passport))
+        if not known:
             silent.append(name)
             continue
-        known = {example.get("prompt_fingerprint") for example in examples}
         both = [pair.id for pair in pairs.pairs if _fingerprints(pair) & known]
         if both:
             shown = ", ".join(both[:10]) + (", ..." if len(both) > 10 else "")

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from grains_vllm.vectors import SteeringVector
+from offline.console import stdout
 
 
 def as_json(vector: SteeringVector, **more: Any) -> str:
@@ -23,7 +23,7 @@ def show(vector: SteeringVector) -> None:
     Others write artifacts too, and what a passport holds beyond the format is up to them: facts of
     an unexpected shape are left out here (`--json` shows all).
     """
-    console = Console(markup=False)
+    console = stdout()
     console.print(_facts(vector))
     gaps = _mapping(vector.passport.get("completeness"))
     if _holds_numbers(gaps, "min", "median", "max", "tolerance", "above_tolerance"):
@@ -62,6 +62,7 @@ def _facts(vector: SteeringVector) -> Table:
         "examples": _examples(passport),
         "options": _words(_mapping(passport.get("options"))),
         "recommended": _words(_mapping(passport.get("recommended"))),
+        "strength 1": passport.get("strength_unit"),
     }
     for name, value in rows.items():
         if value:

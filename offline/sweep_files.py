@@ -12,7 +12,7 @@ from offline.pairs import PairSet
 from offline.partial import PartialRun
 from offline.scoring import Measures
 
-_ABOUT = ("created_with", "model_id", "backend", "data", "limits", "metric")
+_ABOUT = ("created_with", "model_id", "backend", "data", "limits", "metric", "strengths_multiplied")
 
 
 def target_path(artifacts: Sequence[Path], deltas: Path | None, out: Path | None) -> Path:
@@ -43,7 +43,7 @@ def versions(backend: str) -> dict[str, str]:
 
 def summary(document: Mapping[str, Any], pairs: PairSet, more: Mapping[str, Any]) -> dict[str, Any]:
     """What the chosen vector's passport says about the sweep."""
-    about = {name: document[name] for name in _ABOUT}
+    about = {name: document[name] for name in _ABOUT if name in document}
     # So that an evaluation can tell whether its questions have chosen the vector.
     prompts = [pair.prompt_fingerprint for pair in pairs.pairs]
     validation = {**document["data"]["validation"], "prompt_fingerprints": prompts}

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from offline.console import stdout
 
 _MEASURES = ("accuracy", "exact", "margin", "controls")
 _TOP = 10
+_NARROWEST = 80  # columns; on a narrower screen lines go on in the next, and no figure is cut
 
 
 def show(document: Mapping[str, Any]) -> None:
@@ -31,8 +33,11 @@ def show(document: Mapping[str, Any]) -> None:
     )
     for name in ("", "vector", "layers", "positions", "strength", *_MEASURES, "ppl", ""):
         if name not in ("vector", "positions") or name in several:
-            left = name in ("vector", "layers", "positions")
-            table.add_column(name, justify="left" if left else "right", no_wrap=True)
+            if name in ("vector", "layers", "positions"):
+                # Where it is narrow, names are folded and figures stay.
+                table.add_column(name, min_width=4, overflow="fold")
+            else:
+                table.add_column(name, justify="right", no_wrap=True)
     names = {name: "" for name in several}
     table.add_row("", *_cells({**base, **names}, base, several, "base", ""), end_section=True)
     for number, index in enumerate([*top, *best], 1):
@@ -43,9 +48,8 @@ def show(document: Mapping[str, Any]) -> None:
             mark, *_cells(point, base, several, layers, strength),
             style=None if point["allowed"] else "dim", end_section=number == len(top),
         )  # fmt: skip
-    console = Console(markup=False)
-    if not console.is_terminal:  # a file or pipe has no edge to fit in
-        console.width = 120
+    console = stdout()
+    console.width = max(console.width, _NARROWEST)
     console.print(table)
 
 

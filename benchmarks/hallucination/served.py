@@ -17,6 +17,7 @@ from benchmarks.hallucination.rivals import GRAINS
 from benchmarks.hallucination.vocabulary import YES
 from benchmarks.hallucination.world import Question, sample_questions, write_controls
 from benchmarks.testbed.store import Store
+from offline.answer_forms import Chat
 from offline.endpoint import Endpoint
 from offline.evaluation.chats import messages_of
 from offline.evaluation.serving import serving
@@ -89,8 +90,9 @@ def share_of_yes(
         }
         for row in rows
     ]  # fmt: skip
-    answers = endpoint.post_all("/v1/chat/completions", bodies)
-    said = [answer["choices"][0]["message"]["content"].strip() for answer in answers]
+    said = endpoint.post_all(
+        "/v1/chat/completions", bodies, Chat, lambda _, answer: answer.choices[0].said.strip()
+    )
     return said.count(f"{YES} .") / len(said)
 
 

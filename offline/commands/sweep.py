@@ -49,7 +49,13 @@ def sweep(
     layers: Annotated[
         str, typer.Option(help="single, all, ranges, ranges:4, lists (8-15,20); joined by ';'.")
     ] = grid.LAYERS,
-    strengths: Annotated[str, typer.Option(help="Numbers with commas.")] = grid.STRENGTHS,
+    strengths: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Numbers with commas; by default {grid.STRENGTHS} of the usual length of the "
+            "residual stream, also for imported vectors, whose strengths are in other units."
+        ),
+    ] = None,
     positions: Annotated[
         str, typer.Option(help="With commas, such as all,generation,prompt:1+generation.")
     ] = grid.POSITIONS,
@@ -124,7 +130,15 @@ def sweep(
 
         started = time.monotonic()
         vectors = candidates.load(artifacts or [], deltas, estimators, _note)
-        points = grid.grid(vectors, layers, strengths, positions)
+        points = grid.grid(
+            vectors, layers, grid.STRENGTHS if strengths is None else strengths, positions
+        )
+        unscaled = candidates.imported(vectors) if strengths is None else []
+        if unscaled and backend == "vllm":
+            raise InputError(
+                f"--strengths is missing: '{unscaled[0]}' is imported, so that its strength of 1 "
+                "is the length in its file. --backend transformers knows the stream's own length"
+            )
         pairs = load_pairs(
             data, chat=chat, limit=limit, seed=seed, split=split, allow_image_urls=allow_image_urls
         )
@@ -146,6 +160,16 @@ def sweep(
             pairs, back_end.tokenizer, back_end.config, controls, text, chat, back_end.processor,
             allow_image_urls=allow_image_urls,
         )  # fmt: skip
+        factors = {}
+        if unscaled:
+            norms = back_end.usual_norms(sources.suite.pairs)
+            factors = {name: candidates.factor(vectors[name], norms) for name in unscaled}
+            points = grid.scaled(points, factors)
+        for name, times in factors.items():
+            _note(
+                f"'{name}' is imported: the usual length of the stream is {times:g} times its own, "
+                "and strengths are multiplied by that"
+            )
         limits = Limits(
             _or_default(min_controls, 0.95, controls), _or_default(max_increase, 0.03, text)
         )
@@ -154,6 +178,7 @@ def sweep(
             "backend": backend,
             "data": sources.facts,
             "vectors": {name: candidates.facts(vector) for name, vector in vectors.items()},
+            **({"strengths_multiplied": factors} if factors else {}),
         }
         manifest = {
             **facts,

@@ -6,7 +6,14 @@ from typing import Annotated
 import typer
 
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
-from offline.console import Force, Json, input_errors, require_writable, stderr
+from offline.console import (
+    Force,
+    Json,
+    input_errors,
+    require_different,
+    require_writable,
+    stderr,
+)
 from offline.errors import InputError
 
 
@@ -25,7 +32,10 @@ def inspect(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A GGUF control vector.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A GGUF control vector; a .safetensors or .npz of tensors by layer."),
+    ],
     out: Annotated[Path, typer.Option(help="The artifact to write (.safetensors).")],
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of its model; only the config is read.")
@@ -37,14 +47,19 @@ def import_(
     num_layers: Annotated[int | None, typer.Option(min=1, max=10**4)] = None,
     force: Force = False,
 ) -> None:
-    """Make an artifact of a GGUF control vector (llama.cpp, repeng)."""
-    with input_errors():
-        from offline.gguf_vectors import read_gguf
+    """Make an artifact of another tool's vector (llama.cpp, repeng, a tensor per layer).
 
+    A strength of 1 then means the length that the file's tensors have.
+    """
+    with input_errors():
+        from offline.imports import read_vector
+
+        require_different(file=file, out=out)
         require_writable(out, force)
         if not file.is_file():
             raise InputError(f"{file}: no such file")
-        read_gguf(file, _fingerprint(model, architecture, hidden_size, num_layers)).save(out)
+        fingerprint = _fingerprint(model, architecture, hidden_size, num_layers)
+        read_vector(file, fingerprint, _note, insists=model is None).save(out)
         print(f"wrote {out}")
 
 
@@ -56,14 +71,18 @@ def export(
     ],
     force: Force = False,
 ) -> None:
-    """Write a GGUF control vector for llama.cpp."""
+    """Write a GGUF control vector for llama.cpp: the recommended layers and strength."""
     with input_errors():
         from offline.gguf_vectors import write_gguf
 
         require_writable(out, force)
         vector = SteeringVector.load(file)
-        write_gguf(vector, out, model_hint, lambda note: stderr.print(f"note: {note}"))
+        write_gguf(vector, out, model_hint, _note)
         print(f"wrote {out}")
+
+
+def _note(text: str) -> None:
+    stderr.print(f"note: {text}", soft_wrap=True)
 
 
 def _fingerprint(
@@ -78,7 +97,7 @@ def _fingerprint(
         return model_fingerprint(model)
     if architecture is None or hidden_size is None or num_layers is None:
         raise InputError(
-            "a GGUF file does not say which model it fits: give --model, or all of "
+            "a file does not say which model it fits: give --model, or all of "
             "--architecture, --hidden-size and --num-layers"
         )
     return ModelFingerprint(architecture, hidden_size, num_layers)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from offline.answer_forms import CountedChat, CountedCompletion
 from offline.endpoint import Body
 from offline.errors import InputError
 from offline.evaluation.chats import post_chats, prompt_body, steering
@@ -73,10 +74,14 @@ class Answers:
                 if prompt.pair.picture is None
             ]
             with self.progress(len(self.prompts)) as advance:
-                found = target.endpoint.post_all("/v1/completions", bodies, advance)
-                texts = iter([_answer(answer) for answer in found])
+                texts = iter(
+                    target.endpoint.post_all(
+                        "/v1/completions", bodies, CountedCompletion,
+                        lambda _, answer: _answer(answer), advance,
+                    )
+                )  # fmt: skip
                 asked = (self._chat(setting, prompt) for prompt in shown)
-                chats = iter(post_chats(target.endpoint, asked, _answer, advance))
+                chats = iter(post_chats(target.endpoint, asked, CountedChat, _answer, advance))
             self._found[setting.name] = [
                 next(texts if prompt.pair.picture is None else chats) for prompt in self.prompts
             ]
@@ -107,8 +112,6 @@ class Answers:
         }
 
 
-def _answer(found: Any) -> Answer:
-    choice = found["choices"][0]
-    text = choice["text"] if "text" in choice else choice["message"]["content"] or ""
-    tokens = found["usage"]["completion_tokens"]
-    return Answer(text, tokens, choice["finish_reason"] == "length")
+def _answer(found: CountedCompletion | CountedChat) -> Answer:
+    choice = found.choices[0]
+    return Answer(choice.said, found.usage.completion_tokens, choice.finish_reason == "length")

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
+from offline.answer_forms import ChatTokens, ScoredChat, scores_of
 from offline.chat_text import continues
 from offline.endpoint import Body, Endpoint
 from offline.endpoint_scorer import UNSTEERED
@@ -15,6 +18,7 @@ from offline.pictures import Picture
 
 _KEYS = {"role", "content", "name", "tool_calls", "tool_call_id"}  # those that vLLM reads
 _GROUP = 128  # bodies and answers in memory at once: an image is large, and so is what it scores
+_Form = TypeVar("_Form", bound=BaseModel)
 _Read = TypeVar("_Read")
 
 
@@ -93,15 +97,17 @@ def steering(setting: Setting, **more: Any) -> Body:
 def post_chats(
     endpoint: Endpoint,
     bodies: Iterable[Body],
-    read: Callable[[Any], _Read],
+    form: type[_Form],
+    read: Callable[[_Form], _Read],
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[_Read]:
     """What `read` makes of every answer, in order; see `Endpoint.post_all` for errors."""
     found: list[_Read] = []
     waiting = iter(bodies)
     while group := list(islice(waiting, _GROUP)):
-        answers = endpoint.post_all("/v1/chat/completions", group, on_done)
-        found += [read(answer) for answer in answers]
+        found += endpoint.post_all(
+            "/v1/chat/completions", group, form, lambda _, answer: read(answer), on_done
+        )
     return found
 
 
@@ -114,7 +120,7 @@ def prompt_tokens(
     """The token ids of every prompt, images among them, as the server renders it for an answer."""
     setting = Setting("", model, UNSTEERED)
     bodies = ({**_scored(pair), **steering(setting)} for pair in pairs)
-    return post_chats(endpoint, bodies, lambda answer: _token_ids(answer), on_done)
+    return post_chats(endpoint, bodies, ChatTokens, lambda found: found.prompt_token_ids, on_done)
 
 
 def score_answers(
@@ -144,7 +150,7 @@ def score_answers(
         }
 
     bodies = (body(*one) for one in asked)
-    found = post_chats(endpoint, bodies, lambda answer: _tokens(answer), on_done)
+    found = post_chats(endpoint, bodies, ScoredChat, _tokens, on_done)
     return [
         _score(pair, prompt, tokens) for (pair, _, prompt), tokens in zip(asked, found, strict=True)
     ]
@@ -161,25 +167,11 @@ def _scored(pair: Pair, *answer: dict[str, str]) -> Body:
     }
 
 
-def _token_ids(answer: Any) -> list[int]:
-    ids = answer.get("prompt_token_ids")
-    if ids is None:
-        raise InputError("the server returned no prompt_token_ids; scoring answers needs vLLM's")
-    return list(ids)
-
-
-def _tokens(answer: Any) -> list[tuple[int, float]]:
+def _tokens(answer: ScoredChat) -> list[tuple[int, float]]:
     """Every prompt token with its log-likelihood; the first token has none, which counts as 0."""
-    ids, entries = _token_ids(answer), answer.get("prompt_logprobs")
-    if entries is None or len(entries) != len(ids):
-        raise InputError(
-            f"the server returned prompt_logprobs of {len(entries or [])} tokens for a prompt of "
-            f"{len(ids)}; scoring given answers needs vLLM's"
-        )
-    return [
-        (token, float(entry[str(token)]["logprob"]) if entry else 0.0)
-        for token, entry in zip(ids, entries, strict=True)
-    ]
+    ids = answer.prompt_token_ids
+    scores = scores_of(ids, answer.prompt_logprobs)
+    return list(zip(ids, [0.0, *(score.logprob for score in scores)], strict=True))
 
 
 def _score(pair: Pair, prompt: list[int], tokens: list[tuple[int, float]]) -> AnswerScore:

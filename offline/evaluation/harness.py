@@ -78,13 +78,12 @@ class HarnessTask:
 
     def measure(self, target: Target, setting: Setting) -> Outcome:
         """Runs the task once."""
-        import aiohttp
         import lm_eval
 
         from offline.evaluation.harness_model import SettingLM
 
         model = SettingLM(target, setting, self._max_tokens, self._chat)
-        with quiet() as said:
+        with quiet():
             try:
                 # Not simple_evaluate: it would list this machine's packages for every setting.
                 results = lm_eval.evaluate(
@@ -98,8 +97,8 @@ class HarnessTask:
                 )
             except InputError as error:
                 raise InputError(f"task '{self.name}': {error}") from error
-            except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
-                reason = said[-1] if said else f"{type(error).__name__}: {error}"
+            except (OSError, ValueError) as error:
+                reason = f"{type(error).__name__}: {error}"
                 raise InputError(
                     f"task '{self.name}', setting '{setting.name}': {reason}"
                 ) from error

@@ -99,22 +99,14 @@ def _splits(found: list[dict[str, Any]]) -> Callable[..., dict[str, Any]]:
 
 
 @contextmanager
-def quiet() -> Iterator[list[str]]:
-    """Keeps lm-eval's log off the screen; yields what it said of requests that failed."""
-    said: list[str] = []
-    handler = logging.Handler()
-
-    def keep(record: logging.LogRecord) -> None:
-        if record.levelno == logging.WARNING and "request failed" in record.getMessage():
-            said[:] = [record.getMessage().removesuffix(" Retrying...")]
-
-    handler.emit = keep  # type: ignore[method-assign]
+def quiet() -> Iterator[None]:
+    """Keeps lm-eval's log off the screen."""
     logger = logging.getLogger("lm_eval")
     before = logger.propagate
     logger.propagate = False
-    logger.addHandler(handler)
+    logger.addHandler(silent := logging.NullHandler())
     try:
-        yield said
+        yield
     finally:
-        logger.removeHandler(handler)
+        logger.removeHandler(silent)
         logger.propagate = before

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grains_vllm import plain_yaml
+from offline.answer_forms import Chat
 from offline.endpoint import Body, Endpoint
 from offline.errors import InputError
 from offline.evaluation.chats import post_chats, with_image
@@ -159,8 +160,10 @@ class Judge:
             }
 
         bodies = (body(*case) for case in zip(prompts, pictures, strict=True))
-        return post_chats(self.endpoint, bodies, lambda answer: _read(rubric, answer), on_done)
-
-
-def _read(rubric: Rubric, answer: Any) -> float | None:
-    return rubric.score(answer["choices"][0]["message"]["content"] or "")
+        return post_chats(
+            self.endpoint,
+            bodies,
+            Chat,
+            lambda answer: rubric.score(answer.choices[0].said),
+            on_done,
+        )

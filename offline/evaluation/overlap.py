@@ -8,6 +8,7 @@ from typing import Any
 from grains_vllm.vectors import SteeringVector
 from offline.errors import InputError
 from offline.pairs import Messages, Pair, same_question
+from offline.passport import example_prompts
 from offline.pictures import Picture
 
 
@@ -81,18 +82,14 @@ def seen_by(vectors: Mapping[str, SteeringVector], exclude: bool = False) -> See
     prompts: dict[str, str] = {}
     silent = []
     for name, vector in vectors.items():
-        examples = vector.passport.get("examples")
-        calibration = [
-            example.get("prompt_fingerprint")
-            for example in (examples if isinstance(examples, list) else [])
-            if isinstance(example, Mapping)
-        ]
-        if not any(calibration):
+        calibration = example_prompts(vector.passport)
+        if not calibration:
             silent.append(Path(name).name)
         validation: Any = vector.passport
         for key in ("sweep", "data", "validation", "prompt_fingerprints"):
             validation = validation.get(key) if isinstance(validation, Mapping) else None
-        sources = (("calibration examples", calibration), ("validation pairs", validation or []))
+        chosen_by = validation if isinstance(validation, list) else []
+        sources = (("calibration examples", calibration), ("validation pairs", chosen_by))
         for source, fingerprints in sources:
             prompts.update(
                 {value: f"{source} of {name}" for value in fingerprints if isinstance(value, str)}

@@ -98,7 +98,7 @@ def _wait_until_healthy(server: "subprocess.Popen[bytes]", url: str, log: Path) 
         try:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                 return
-        except httpx.TransportError:
+        except httpx.HTTPError:
             pass
         time.sleep(1)
     raise InputError(f"vllm serve: not healthy within {START_LIMIT_S} s:\n{_tail(log)}")

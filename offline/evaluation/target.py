@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from offline.answer_forms import Form, Models, Tokenised, Version
 from offline.endpoint import Endpoint, Refused
 from offline.endpoint_scorer import UNSTEERED
 from offline.errors import InputError
@@ -60,16 +61,16 @@ def connect(
     Raises:
         InputError: a name is not served, or the tokenizer is missing or another one.
     """
-    cards = {card["id"]: card for card in endpoint.get("/v1/models")["data"]}
+    cards = {card.id: card for card in endpoint.get("/v1/models", Models).data}
     for option, name in (("--model", model), *(("--steered", alias) for alias in steered)):
         if name not in cards:
             raise InputError(
                 f"{option} is '{name}', but {endpoint.name} serves {', '.join(sorted(cards))}"
             )
-    length = cards[model].get("max_model_len")
-    if not isinstance(length, int):
+    length = cards[model].max_model_len
+    if length is None:
         raise InputError(f"{endpoint.name} does not say its max_model_len, as vLLM does")
-    source = tokenizer or str(cards[model].get("root") or model)
+    source = tokenizer or cards[model].root or model
     loaded = _tokenizer(source)
     names = [alias.removeprefix(f"{model}:") for alias in steered]
     for number, name in enumerate(names):
@@ -131,7 +132,7 @@ def _needs_border(endpoint: Endpoint, alias: str, tokenizer: Any) -> bool:
         "vllm_xargs": {"steering_prompt_tokens": 1},
     }
     try:
-        endpoint.post_all("/v1/completions", [body])
+        endpoint.post("/v1/completions", body, Form, lambda _: None)
     except Refused as error:
         if error.status == 400 and "steering_positions 'all'" in error.reason:
             return False
@@ -143,7 +144,7 @@ def _require_same_tokenizer(endpoint: Endpoint, model: str, tokenizer: Any, sour
     """Refuses another tokenizer than the server's; False where the server cannot be asked."""
     body = {"model": model, "prompt": _SAMPLE, "add_special_tokens": False}
     try:
-        served = endpoint.post_all("/tokenize", [body])[0]["tokens"]
+        served = endpoint.post("/tokenize", body, Tokenised, lambda answer: answer.tokens)
     except Refused:
         return False
     ours = tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
@@ -161,8 +162,8 @@ def _require_same_tokenizer(endpoint: Endpoint, model: str, tokenizer: Any, sour
 
 def _version(endpoint: Endpoint) -> str | None:
     try:
-        return f"vllm {endpoint.get('/version')['version']}"
-    except (Refused, KeyError, TypeError):
+        return f"vllm {endpoint.get('/version', Version).version}"
+    except InputError:
         return None
 
 

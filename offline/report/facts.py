@@ -139,7 +139,7 @@ def layer_rows(subject: Subject) -> list[dict[str, Any]]:
     """Per layer: the reference norm, whether it is recommended, and the passport's figures."""
     vector, listed = subject.vector, subject.vector.passport.get("layers")
     listed = listed if isinstance(listed, list) else []
-    reports = {mapping(row).get("layer"): mapping(row) for row in listed}
+    reports = {row["layer"]: row for row in map(mapping, listed) if type(row.get("layer")) is int}
     names = ("explained_variance", "stability", "cosine", "raw_norm", "mean_norm")
     return [
         {

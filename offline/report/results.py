@@ -74,7 +74,7 @@ def read_result(path: Path) -> dict[str, Any]:
         raise InputError(f"{path.name}: not UTF-8 text ({error})") from error
     document = parse(text, path.name)
     kind = document.get("kind") if isinstance(document, dict) else None
-    if kind not in _SHAPES:
+    if not isinstance(kind, str) or kind not in _SHAPES:
         known = ", ".join(_SHAPES)
         raise InputError(f"{path.name}: its 'kind' is {kind!r}, expected one of {known}")
     if document.get("version") != 1:
@@ -84,6 +84,8 @@ def read_result(path: Path) -> dict[str, Any]:
     require(document, _SHAPES[kind], path.name)
     if kind == SWEEP:
         _require_sweep(document, path.name)
+    if kind == EVALUATION and not document["settings"]:
+        raise InputError(f"{path.name}: 'settings' is empty, expected the base at least")
     return document
 
 

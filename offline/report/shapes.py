@@ -12,7 +12,7 @@ _FITS = {
     TEXT: lambda value: type(value) is str,
     # Written so that no integer is too long to become a float.
     NUMBER: lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max,
-    WHOLE: lambda value: type(value) is int,
+    WHOLE: lambda value: type(value) is int and abs(value) <= sys.float_info.max,
     FLAG: lambda value: type(value) is bool,
 }
 Shape = Any

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from offline.errors import InputError
 from offline.verification.probes import NONE, Probe, Reading, Target, gap
 
+SHORTEST = 64  # tokens of a request that checks can still be made of
 PROMPT_TOKENS = 288  # two blocks of prefix cache also where blocks are large (128 on CPUs)
 ANSWER_TOKENS = 4
 REPEATS, BATCH = 3, 6
@@ -74,7 +76,15 @@ class Bench:
 
 
 def prepare(target: Target) -> Bench:
-    """Asks for a prompt, its unsteered reading and the noise."""
+    """Asks for a prompt, its unsteered reading and the noise.
+
+    Raises:
+        InputError: the target takes too short requests only.
+    """
+    if target.longest < SHORTEST:
+        raise InputError(
+            f"{target.name}: max_model_len is {target.longest}, expected {SHORTEST} or more"
+        )
     length = min(PROMPT_TOKENS, target.longest - 16)
     # Many short texts at a time take less long than a single long one.
     parts = target.sample(8, -(-length // 8), secrets.randbelow(2**31))

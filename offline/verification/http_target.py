@@ -1,17 +1,18 @@
 """A running server as a target, over its public OpenAI-compatible HTTP alone."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import httpx
-
-from offline.endpoint import BUSY, Body, Endpoint, Refused, message
+from offline.answer_forms import Models, Piece, Probed, Receipt, Samples, Steps, Usage, scores_of
+from offline.endpoint import Body, Endpoint, Refused
 from offline.errors import InputError
 from offline.verification.probes import NONE, NotAnswered, Probe, Reading
 
 _TIMEOUT_S = 120.0
 _TOP = 5  # candidates per generated token
+_PATH = "/v1/completions"
 
 
 class HttpTarget:
@@ -28,33 +29,34 @@ class HttpTarget:
         Raises:
             InputError: it cannot be reached, or `model` is not served or ambiguous.
         """
-        self.endpoint = Endpoint(url, api_key)
-        # One connection for all that is asked one by one: a new one takes longer than a tiny model.
-        self._client = httpx.Client(
-            base_url=self.endpoint.url, headers=self.endpoint.headers, timeout=_TIMEOUT_S
-        )
+        self.endpoint = Endpoint(url, api_key, timeout_s=_TIMEOUT_S)
         self.name = self.endpoint.name
-        cards = self.endpoint.get("/v1/models")["data"]
-        names = {card["id"] for card in cards}
-        bases = [card["id"] for card in cards if card.get("parent") not in names]
+        cards = {card.id: card for card in self.endpoint.get("/v1/models", Models).data}
+        bases = [name for name, card in cards.items() if card.parent not in cards]
         if model is None and len(bases) != 1:
             raise InputError(f"--model is missing: the server has {', '.join(bases)}")
         if model is not None and model not in bases:
             raise InputError(f"--model is '{model}', the server has {', '.join(bases)}")
         self.model: str = bases[0] if model is None else model
         self.vectors: Sequence[str] = [
-            card["id"].removeprefix(f"{self.model}:")
-            for card in cards
-            if card.get("parent") == self.model and card["id"].startswith(f"{self.model}:")
+            name.removeprefix(f"{self.model}:")
+            for name, card in cards.items()
+            if card.parent == self.model and name.startswith(f"{self.model}:")
         ]
-        card = next(card for card in cards if card["id"] == self.model)
-        self.longest: int = card.get("max_model_len") or 512
+        self.longest: int = cards[self.model].max_model_len or 512
 
     def ask(self, probes: Sequence[Probe], together: bool = False) -> list[Reading]:
         """See probes.Target."""
         bodies = [self._body(probe) for probe in probes]
-        answers = self._all(bodies) if together else [self._one(body) for body in bodies]
-        return [_reading(probe, answer) for probe, answer in zip(probes, answers, strict=True)]
+        with _refusals():
+            if together:
+                return self.endpoint.post_all(
+                    _PATH, bodies, Probed, lambda number, answer: _reading(probes[number], answer)
+                )
+            return [
+                self.endpoint.post(_PATH, body, Probed, partial(_reading, probe))
+                for probe, body in zip(probes, bodies, strict=True)
+            ]
 
     def sample(self, count: int, length: int, seed: int) -> list[tuple[int, ...]]:
         """See probes.Target."""
@@ -63,54 +65,26 @@ class HttpTarget:
             "top_k": 50, "seed": seed, "n": count, "ignore_eos": True, "logprobs": 0,
             "return_tokens_as_token_ids": True, "vllm_xargs": dict(NONE),
         }  # fmt: skip
-        try:
-            answer = self.endpoint.post_all(_PATH, [body])[0]
-        except Refused as error:
-            raise InputError(f"{self.name}: no prompt to verify with: {error.reason}") from error
-        return [
-            tuple(_id(token) for token in choice["logprobs"]["tokens"])
-            for choice in answer["choices"]
-        ]
+
+        def read(answer: Samples) -> list[tuple[int, ...]]:
+            found = [tuple(choice.logprobs.tokens) for choice in answer.choices]
+            if [len(tokens) for tokens in found] != [length] * count:
+                raise ValueError(f"expected {count} answers of {length} tokens")
+            return found
+
+        with _refusals():
+            return self.endpoint.post(_PATH, body, Samples, read)
 
     def refusal(self, probe: Probe, stream: bool) -> NotAnswered | None:
         """What the server says against a request, or None if it takes it."""
-        response = self._client.post(_PATH, json={**self._body(probe), "stream": stream})
-        if response.status_code == 200:
-            return None
-        return NotAnswered(message(response), response.status_code)
+        found = self.endpoint.refusal(_PATH, {**self._body(probe), "stream": stream})
+        return None if found is None else NotAnswered(found.reason, found.status)
 
     def stream(self, probe: Probe) -> Reading:
         """A probe (not scored) whose answer comes in pieces."""
         body = {**self._body(probe), "stream": True, "stream_options": {"include_usage": True}}
-        with self._client.stream("POST", _PATH, json=body) as response:
-            if response.status_code != 200:
-                response.read()
-                raise NotAnswered(message(response), response.status_code)
-            events = list(_events(response.iter_lines()))
-        steps: list[Any] = []
-        receipt, usage = None, None
-        for event in events:
-            if "error" in event:
-                raise NotAnswered(str(event["error"]), 200)
-            for choice in event.get("choices") or ():
-                steps += _steps(choice.get("logprobs"))
-            receipt = event.get("grains", receipt)
-            usage = event.get("usage") or usage
-        return Reading((), tuple(steps), _cached(usage), receipt)
-
-    def _one(self, body: Body) -> Any:
-        response = self._client.post(_PATH, json=body)
-        if response.status_code == 200:
-            return response.json()
-        if response.status_code in BUSY:
-            return self._all([body])[0]  # which tries again
-        raise NotAnswered(message(response), response.status_code)
-
-    def _all(self, bodies: Sequence[Body]) -> list[Any]:
-        try:
-            return self.endpoint.post_all(_PATH, bodies)
-        except Refused as error:
-            raise NotAnswered(error.reason, error.status) from error
+        with _refusals():
+            return self.endpoint.stream(_PATH, body, Piece, _joined)
 
     def _body(self, probe: Probe) -> Body:
         return {
@@ -123,47 +97,43 @@ class HttpTarget:
         }  # fmt: skip
 
 
-_PATH = "/v1/completions"
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except Refused as error:
+        raise NotAnswered(error.reason, error.status) from error
 
 
-def _reading(probe: Probe, answer: Mapping[str, Any]) -> Reading:
-    choice = answer["choices"][0]
-    scores = choice.get("prompt_logprobs")
-    if probe.scored and scores is None:
-        raise InputError("the server returned no prompt_logprobs; verifying needs vLLM's")
-    prompt = tuple(
-        float(entry[str(token)]["logprob"])
-        for token, entry in zip(probe.tokens[1:], (scores or [None])[1:], strict=False)
-    )
-    return Reading(
-        prompt,
-        tuple(_steps(choice["logprobs"])),
-        _cached(answer.get("usage")),
-        answer.get("grains"),
-    )
+def _reading(probe: Probe, answer: Probed) -> Reading:
+    choice = answer.choices[0]
+    scores = scores_of(probe.tokens, choice.prompt_logprobs) if probe.scored else []
+    prompt = tuple(score.logprob for score in scores)
+    return Reading(prompt, _steps([choice.logprobs]), _cached(answer.usage), _facts(answer.grains))
 
 
-def _steps(logprobs: Mapping[str, Any] | None) -> list[tuple[int, dict[int, float]]]:
-    if logprobs is None:
-        return []
-    return [
-        (_id(token), {_id(key): float(value) for key, value in top.items()})
-        for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True)
-    ]
+def _joined(pieces: Sequence[Piece]) -> Reading:
+    """The reading of a streamed answer."""
+    for piece in pieces:
+        if piece.error is not None:
+            raise NotAnswered(str(piece.error), 200)
+    parts = [choice.logprobs for piece in pieces for choice in piece.choices]
+    usage = next((piece.usage for piece in reversed(pieces) if piece.usage), None)
+    receipt = next((piece.grains for piece in reversed(pieces) if piece.grains), None)
+    return Reading((), _steps(parts), _cached(usage), _facts(receipt))
 
 
-def _id(token: str) -> int:
-    """`token_id:17`, as vLLM writes tokens on request."""
-    return int(token.rpartition(":")[2])
+def _steps(parts: Sequence[Steps | None]) -> tuple[tuple[int, dict[int, float]], ...]:
+    found = [step for part in parts if part for step in part.pairs]
+    if not found:
+        raise ValueError("it has no tokens")
+    return tuple(found)
 
 
-def _cached(usage: Mapping[str, Any] | None) -> int | None:
-    details = (usage or {}).get("prompt_tokens_details")
-    return None if details is None else int(details.get("cached_tokens") or 0)
+def _cached(usage: Usage | None) -> int | None:
+    details = None if usage is None else usage.prompt_tokens_details
+    return None if details is None else details.cached_tokens or 0
 
 
-def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        data = line.removeprefix("data: ")
-        if data != line and data != "[DONE]":
-            yield json.loads(data)
+def _facts(receipt: Receipt | None) -> dict[str, Any] | None:
+    return None if receipt is None else receipt.model_dump(exclude_unset=True)

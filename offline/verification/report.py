@@ -6,6 +6,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from offline.console import stdout
 from offline.verification.outcome import FAILED, PASSED, UNKNOWN
 from offline.verification.run import Findings
 
@@ -14,7 +15,7 @@ _STYLES = {PASSED: "green", FAILED: "bold red", UNKNOWN: "yellow"}
 
 def show(findings: Findings, console: Console | None = None) -> None:
     """Prints a row per check, and the verdict."""
-    console = console or Console(markup=False, highlight=False, emoji=False)
+    console = console or stdout()
     bench = findings.bench
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for column in ("check", "vector"):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from offline.errors import InputError
 from offline.verification.batch_checks import check_batch
 from offline.verification.bench import Bench, prepare
 from offline.verification.cache_checks import check_cache
@@ -37,12 +38,18 @@ def verify(
         vectors: which to check, at least one.
         digests: of artifacts that the server ought to have, by vector.
         more: the target's own checks, by title, given the bench and each vector's strength.
+
+    Raises:
+        InputError: the target refuses even what it is compared with.
     """
-    bench = prepare(target)
-    strengths = {
-        name: strength_of(bench.read({"steering": name}, answer=1), name) for name in vectors
-    }
-    outcomes = [judged("plain requests repeat", "", *bench.same(bench.plain, bench.read()))]
+    try:
+        bench = prepare(target)
+        strengths = {
+            name: strength_of(bench.read({"steering": name}, answer=1), name) for name in vectors
+        }
+    except NotAnswered as error:
+        raise InputError(f"{target.name} cannot be verified: it says {error}") from error
+    outcomes = _run("plain", "", _repeats(bench, "plain requests repeat"))
     for name in vectors:
         strength = strengths[name]
         outcomes += _run("steering", name, check_vector(bench, name))
@@ -58,9 +65,12 @@ def verify(
     outcomes += _run("batch", "", check_batch(bench, list(strengths.items())))
     for title, checks in more(bench, strengths):
         outcomes += _run(title, "", checks)
-    after = bench.same(bench.read(), bench.plain)
-    outcomes.append(judged("plain requests at last", "", *after))
+    outcomes += _run("plain", "", _repeats(bench, "plain requests at last"))
     return Findings(outcomes, bench)
+
+
+def _repeats(bench: Bench, check: str) -> Iterator[Outcome]:
+    yield judged(check, "", *bench.same(bench.plain, bench.read()))
 
 
 def _run(title: str, vector: str, checks: Iterable[Outcome]) -> list[Outcome]:

@@ -59,8 +59,11 @@ def test_layers_that_no_alias_steers_are_refused_before_anything_is_sent():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ({"choices": [{"text": "x"}]}, "needs vLLM's"),
-        ({"choices": [{"prompt_logprobs": [None]}]}, "scored 1 tokens, 4 were sent"),
+        ({"choices": [{"text": "x"}]}, "it has no prompt_logprobs"),
+        (
+            {"choices": [{"prompt_logprobs": [None]}]},
+            "prompt_logprobs of 1 tokens, the prompt has 4",
+        ),
     ],
 )
 def test_servers_that_do_not_score_prompts_are_named(answer, message):

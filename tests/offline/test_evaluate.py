@@ -95,7 +95,8 @@ def test_figures_without_common_items_or_numbers_are_refused(tmp_path):
         report([broken], run([broken], tmp_path, "y"))
 
 
-def test_the_table_says_better_only_where_zero_is_left_out(tmp_path):
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_the_table_says_better_only_where_zero_is_left_out(tmp_path, width):
     ids = [str(number) for number in range(40)]
     good = Given("good", {"base": outcome(ids, [0.0] * 40), "truthful": outcome(ids, [1.0] * 40)})
     bad = Given("bad", {"base": outcome(ids, [1.0] * 40), "truthful": outcome(ids, [0.0] * 40)})
@@ -103,13 +104,18 @@ def test_the_table_says_better_only_where_zero_is_left_out(tmp_path):
     open_ = Given("open", {"base": outcome(ids, mixed), "truthful": outcome(ids, mixed[::-1])})
     tasks = [good, bad, open_]
     bad.side_effect = True
-    console = Console(width=100, record=True, file=io.StringIO())
-    show(report(tasks, run(tasks, tmp_path)), console)
-    text = console.export_text()
+    open_.name = "a-name-" * 9
+    shown = Console(width=width, record=True, file=io.StringIO())
+    show(report(tasks, run(tasks, tmp_path)), shown)
+    text = shown.export_text()
+    # A task's rows follow its name, which may be folded.
     line = {
-        name: next(line for line in text[text.index(name) :].splitlines() if "truthful" in line)
-        for name in ("good", "bad", "open")
+        name: next(line for line in text[text.index(name) :].splitlines() if "truthf" in line)
+        for name in ("good", "bad", "a-na")
     }
     assert "better" in line["good"] and "worse" in line["bad"]
-    assert "better" not in line["open"].split("]")[-1] and "worse" not in line["open"]
-    assert text.index("Goals") < text.index("open") < text.index("Side effects") < text.index("bad")
+    assert "better" not in line["a-na"].split("]")[-1] and "worse" not in line["a-na"]
+    assert text.index("Goals") < text.index("a-na") < text.index("Side effects") < text.index("bad")
+    # Every figure is whole.
+    assert text.count("[0.000, 0.000]") == text.count("[1.000, 1.000]") == 2
+    assert text.count("[+1.000, +1.000]") == text.count("[-1.000, -1.000]") == 1

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from offline.errors import InputError
 from offline.plot_points import MEASURES, highlighted_sets, number
-from offline.plot_style import LESS, LINES, MORE, SURFACE, layers_text
+from offline.plot_style import LESS, LINES, MORE, SURFACE, layers_text, rendered
 from offline.plots import dose_response, heat_map, save
 from tests.offline.results import sweep
 
@@ -118,3 +118,16 @@ def test_texts():
     assert [number(x) for x in (0.874, 1, -0.349, 0.996, 12.34, 0)] == [
         ".87", "1.00", "-.35", "1.00", "12.3", ".00",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [(9.0, 9.5, 10.0), (9.0, 120.0, 1e6), (9.0, 20.0, 80.0)])
+def test_powers_of_ten_are_numbers(values):
+    """Perplexities far apart are drawn on a logarithmic axis."""
+    document = sweep("d")
+    for point, value in zip(document["points"], values * 3, strict=True):
+        point["perplexity"] = value
+    for plot in (dose_response, heat_map):
+        svg = rendered(plot(document), "svg").decode()
+        assert "mathdefault" not in svg and "10^" not in svg
+    ticks = re.findall(r">(10|100|1000)</text>", rendered(dose_response(document), "svg").decode())
+    assert bool(ticks) == (max(values) > 5 * min(values))

@@ -1,14 +1,20 @@
 """Which files a report takes, and what it says of those that it does not."""
 
 import copy
+import json
 
 import pytest
 
 from grains_vllm.vectors import SteeringVector
+from offline import candidates, summary
 from offline.errors import InputError
+from offline.evaluation.overlap import seen_by
+from offline.pairs import Pair, PairSet
 from offline.report.inputs import read_inputs
 from offline.report.text import shortened, visible
 from offline.report.tokens import Spelling, readable, spelling
+from offline.suite import require_disjoint
+from tests.evaluation_world import random_vector
 from tests.offline.results import baselines, evaluation, sweep
 from tests.offline.test_report import put, record, records, report, write
 
@@ -98,6 +104,10 @@ def test_bad_attributions(tmp_path, more, message):
 
 RESULTS = [
     (sweep("d"), "kind", "x", "its 'kind' is 'x', expected one of grains-sweep"),
+    (sweep("d"), "kind", ["x"], "its 'kind' is ['x'], expected one of grains-sweep"),
+    (sweep("d"), "chosen", 10**400, "'chosen' is 1000"),
+    (evaluation("d"), "tasks.0.n", 10**400, "'tasks[0].n' is 1000"),
+    (evaluation("d"), "settings", [], "'settings' is empty, expected the base at least"),
     (sweep("d"), "version", 2, "its 'version' is 2, this release reads 1"),
     (sweep("d"), "metric", "f1", "'metric' is 'f1', expected one of accuracy"),
     (sweep("d"), "points", [], "'points' is empty"),
@@ -119,6 +129,45 @@ def test_bad_results(tmp_path, document, path, value, message):
     result = report(file)
     assert result.exit_code == 2 and f"r.json: {message}" in result.stderr
     assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("digest", [None, 7, [], {"7": 7}])
+def test_what_an_evaluation_says_of_its_vectors_may_be_anything(tmp_path, digest):
+    document = change(evaluation("d"), "target.steered.v.digest", digest)
+    result = report(put(tmp_path / "r.json", document))
+    assert result.exit_code == 0, result.output
+
+
+KEYS = (
+    "examples", "layers", "options", "data", "completeness", "sweep", "method", "model_id",
+    "versions", "strength_unit", "examples_used",
+)  # fmt: skip
+ODD = [
+    None,
+    True,
+    7,
+    "x",
+    [],
+    [[]],
+    [None],
+    [{"layer": []}],
+    [{"prompt_fingerprint": []}],
+    {"x": 7},
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_what_others_write_into_a_passport_may_be_anything(tmp_path, odd):
+    """To all that read one: inspect, report, and the checks of sweeps and evaluations."""
+    vector = random_vector(0, **dict.fromkeys(KEYS, odd))
+    pairs = PairSet("d", "", 1, [Pair("1", "1", "a", "b", "c")])
+    assert require_disjoint(pairs, {"v": vector}) == ["v"]
+    assert seen_by({"v": vector}).silent == ["v"] and candidates.facts(vector)["digest"]
+    summary.show(vector)
+    assert json.loads(summary.as_json(vector))["examples"] == odd
+    vector.save(tmp_path / "v.safetensors")
+    result = report(tmp_path / "v.safetensors")
+    assert result.exit_code == 0, result.output
 
 
 def test_bad_files(tmp_path):

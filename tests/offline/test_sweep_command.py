@@ -5,10 +5,12 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
 from offline.cli import app
+from offline.imports import OWN_LENGTHS
 from offline.pairs import load_pairs
 from offline.transformers_scorer import TransformersScorer
 from tests.offline.test_scoring import vector
@@ -36,13 +38,13 @@ def world(tmp_path, model):
     return tmp_path
 
 
-def run(world, model, *more, data="pairs.jsonl", vectors=("v.safetensors",)):
+def run(world, model, *more, data="pairs.jsonl", vectors=("v.safetensors",), strengths="0,0.3"):
     arguments = ["sweep", *(str(world / name) for name in vectors), "--model", str(model)]
     arguments += ["--data", str(world / data), "--device", "cpu"]
     if "--layers" not in more:
         arguments += ["--layers", "1;all"]
-    if "--strengths" not in more:
-        arguments += ["--strengths", "0,0.3"]
+    if "--strengths" not in more and strengths is not None:
+        arguments += ["--strengths", strengths]
     # Messages are wrapped for a narrow screen in tests.
     return CliRunner().invoke(app, [*arguments, *more])
 
@@ -105,6 +107,58 @@ def test_out_leaves_the_artifact_alone(world, model):
     assert (world / "v.safetensors").read_bytes() == bytes_before
     assert SteeringVector.load(world / "chosen.safetensors").recommended_strength is not None
     assert (world / "chosen.sweep.json").exists() and not (world / "v.sweep.json").exists()
+
+
+@torch.no_grad()
+def usual_norms():
+    """The median ||h|| after the first two blocks, where the validation prompts end."""
+    decoder = build_decoder()
+    norms = []
+    for row in rows(PAIRS):
+        ids = decoder.tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
+        states = decoder.model(ids, output_hidden_states=True).hidden_states
+        norms.append(torch.stack([state[0, -1].norm() for state in states[1:3]]))
+    return torch.stack(norms).median(dim=0).values
+
+
+def test_imported_vectors_are_tried_at_the_models_own_scale(world, model):
+    """As they would be if their lengths were the model's."""
+    directions = vector(build_decoder()).directions.clone()
+    directions[2] = 0
+    usual = torch.cat([usual_norms(), torch.zeros(1)])
+    ours = SteeringVector(directions, usual, MODEL)
+    theirs = SteeringVector(directions, usual / 40, MODEL, {"strength_unit": OWN_LENGTHS})
+    ours.save(world / "ours.safetensors")
+    theirs.save(world / "theirs.safetensors")
+    points = {}
+    for name in ("ours", "theirs"):
+        done = run(
+            world, model, "--layers", "0;0-1", vectors=(f"{name}.safetensors",), strengths=None
+        )
+        assert done.exit_code == 0, done.output
+        points[name] = read(world / f"{name}.sweep.json")["points"]
+    said = " ".join(done.stderr.split())
+    assert "'theirs' is imported: the usual length of the stream is 40 times its own" in said
+    assert len(points["ours"]) == len(points["theirs"]) == 20
+    for one, other in zip(points["ours"], points["theirs"], strict=True):
+        assert other["strength"] == pytest.approx(40 * one["strength"])
+        assert other["margin"] == pytest.approx(one["margin"], abs=1e-5)
+    passport = SteeringVector.load(world / "theirs.safetensors").passport
+    assert passport["strength_unit"] == OWN_LENGTHS
+    assert passport["sweep"]["strengths_multiplied"] == {"theirs": 40}
+    assert passport["recommended"]["strength"] in {point["strength"] for point in points["theirs"]}
+    # What is asked for is what servers take.
+    more = ("--layers", "0", "--strengths", "0.5", "--force")
+    assert run(world, model, *more, vectors=("theirs.safetensors",)).exit_code == 0
+    assert [point["strength"] for point in read(world / "theirs.sweep.json")["points"]] == [0.5]
+
+
+def test_an_engine_cannot_tell_the_scale_of_an_imported_vector(world, model):
+    path = world / "v.safetensors"
+    replace(SteeringVector.load(path), passport={"strength_unit": OWN_LENGTHS}).save(path)
+    done = run(world, model, "--backend", "vllm", strengths=None)
+    assert done.exit_code == 2
+    assert "--strengths is missing: 'v' is imported" in re.sub(r"\s+", " ", done.stderr)
 
 
 def test_no_allowed_point_recommends_nothing(world, model):
