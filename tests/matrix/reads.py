@@ -76,7 +76,7 @@ _READS: dict[str, dict[str, str]] = {
     "receipts.py": {
         "vllm.v1.engine.output_processor.OutputProcessor": "request_states",
         "vllm.v1.engine.output_processor.RequestState": "request_id prompt_len detokenizer",
-        "vllm.v1.engine.EngineCoreRequest": "request_id external_req_id",
+        "vllm.v1.engine.EngineCoreRequest": "request_id",
     },
     "runner_v1.py": {
         "vllm.v1.worker.gpu_model_runner.GPUModelRunner": (
