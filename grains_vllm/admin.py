@@ -208,7 +208,7 @@ def _operator(
 ) -> Console:
     if console.key is not None:
         given = (x_grains_admin_key or "").encode("latin-1", "replace")
-        if not hmac.compare_digest(given, console.key.encode()):
+        if not hmac.compare_digest(given, os.fsencode(console.key)):
             raise Refusal(401, f"the header X-Grains-Admin-Key must be the server's {ADMIN_KEY}")
     return console
 
