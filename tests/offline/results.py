@@ -20,7 +20,7 @@ def sweep(digest: str, vector: str = "v", positions: tuple[str, ...] = ("all",))
     ]  # fmt: skip
     return {
         "kind": "grains-sweep", "version": 1, "created_with": {}, "backend": "transformers",
-        "model_id": "tiny", "metric": "accuracy", "base": BASE, "points": points, "chosen": 7,
+        "model_id": "tiny", "metric": "accuracy", "base": dict(BASE), "points": points, "chosen": 7,
         "limits": {"min_controls": 0.85, "max_perplexity_increase": 0.03}, "seconds": 1.0,
         "data": {"validation": {"name": "val.jsonl", "pairs": 20}, "controls": None},
         "vectors": {vector: {"digest": digest, "method": "grains"}},

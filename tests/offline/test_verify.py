@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -102,6 +103,27 @@ def test_what_is_not_reported_is_not_checkable():
     found = verdicts(check_cache(prepare(Target()), "v", 0.5))
     assert found["cached tokens tell steerings apart"] == UNKNOWN
     assert found["steered after plain equals steered with a cold cache"] == PASSED
+
+
+class Elsewhere(Target):
+    """Steering makes all other tokens likely; the first answer of a salt is the answer of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = {}
+
+    def answer(self, probe):
+        token = int(probe.fields["steering"] != "none")
+        found = super().answer(probe)
+        answer = tuple((token, {token: top[0]}) for _, top in found.answer)
+        found = replace(found, answer=answer)
+        return self.first.setdefault(probe.salt, found) if probe.salt else found
+
+
+def test_an_effect_without_limits_does_not_allow_everything():
+    bench = prepare(Elsewhere())
+    check = "steered after plain equals steered with a cold cache"
+    assert verdicts(check_cache(bench, "v", 0.5))[check] == FAILED
 
 
 def test_a_refused_request_is_a_failed_check_and_others_go_on():
