@@ -25,7 +25,7 @@ from offline.options import (
 )
 from offline.pairs import load_pairs
 from offline.prompts import tokenise
-from tests.offline.worlds import ARCHITECTURES, RECURRENT, build_decoder, rows, write_jsonl
+from tests.offline.worlds import ARCHITECTURES, RECURRENT, WORDS, build_decoder, rows, write_jsonl
 
 QUICK = ExtractOptions(ig_points=8, k=3)
 
@@ -66,8 +66,9 @@ def test_every_architecture(architecture, data, tmp_path):
 
 @pytest.mark.parametrize("architecture", RECURRENT)
 def test_vectors_of_recurrent_models_do_not_depend_on_the_order_of_pairs(architecture, tmp_path):
-    items = [row | {"chosen": "w1", "rejected": "w2"} for row in rows(2, seed=1)] + rows(4)
-    data = load_pairs(str(write_jsonl(tmp_path / "pairs.jsonl", items)))
+    # In one row, answers of one token do not feel each other; those of the others do.
+    long = {"prompt": " ".join(WORDS[:30]), "chosen": "w1", "rejected": "w2"}
+    data = load_pairs(str(write_jsonl(tmp_path / "pairs.jsonl", [long, *rows(4)])))
     decoder = build_decoder(architecture)
     options = dataclasses.replace(QUICK, ig_points=4)
     vector, records = extract(decoder, data, options)
