@@ -3,12 +3,7 @@
 docs/features.md is the table of what is proved here, by hand, or refused at start.
 """
 
-import json
-import os
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import peft
 import pytest
@@ -16,12 +11,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.engine.conftest import run_job
 from tests.engine.jobs import prompt
 from tests.engine.reference import chosen_logprobs, token_logits
 from tests.tiny import VOCAB, build_model, save_world
 
 pytestmark = pytest.mark.engine
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-4
 NEW = 12  # generated tokens
 
@@ -128,14 +123,7 @@ def engine(world):
             "engine": {"additional_config": grains, **settings},
             "steps": steps,
         }
-        paths = [world / f"{name}.job.json", world / f"{name}.result.json"]
-        paths[0].write_text(json.dumps(job))
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.engine.features_process", *map(str, paths)],
-            cwd=ROOT, env=os.environ, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-        return json.loads(paths[1].read_text())
+        return run_job(world / name, job, module="tests.engine.features_process")
 
     return run
 
