@@ -14,10 +14,16 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+# Most of these vLLM itself imports only once it needs them.
+_IMPORTS = (
+    "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.v1.engine.core",
+    "torch._dynamo.convert_frame", "torch._inductor.compile_fx", "torch._inductor.codecache",
+)  # fmt: skip
 
 
 def run_python(
@@ -70,13 +76,8 @@ def main(v2_runner: bool) -> None:
         from tests.engine.interpreted_triton import select_v2_runner
 
         select_v2_runner()
-    # What vLLM imports only once it needs it.
-    import torch._dynamo.convert_frame
-    import torch._inductor.compile_fx
-    import torch._inductor.codecache
-    import vllm.v1.worker.cpu_worker
-    from vllm import LLM  # noqa: F401
-
+    for name in _IMPORTS:
+        import_module(name)
     assert "grains_vllm" not in sys.modules  # some of the programs are to run without
     imported = {name: text for name, text in os.environ.items() if before.get(name) != text}
     gc.freeze()  # The forks need not look at what is here already, which they share.

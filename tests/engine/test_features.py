@@ -46,6 +46,7 @@ def looping(number, extra_args):
 MIXED = [asked(number, args, 90) for number, args in enumerate(STEERINGS)]
 SCORED = [{**request, "prompt_logprobs": 0} for request in MIXED]
 LOOPING = [looping(number, args) for number, args in enumerate(STEERINGS)]
+FEW = slice(3, None)  # for the V2 runner, whose interpreter takes long
 GRAMMAR = [
     asked(5, {"steering": "a"}, 40, regex=REGEX),
     asked(6, None, 40, regex=REGEX),
@@ -175,7 +176,6 @@ def engines(world):
             },
         ),
         "ngram": ({"speculative_config": {**ngram, "num_speculative_tokens": 3}}, drafted),
-        "draft": ({"speculative_config": {**model, "num_speculative_tokens": 3}}, drafted),
         # The host takes every draft for accepted until the next step has been sent off.
         "ahead": (
             {
@@ -190,13 +190,14 @@ def engines(world):
                 "speculative_config": {**model, "num_speculative_tokens": 3},
                 "async_scheduling": True,
             },
-            {"looping": {"requests": LOOPING}},
+            {"looping": {"requests": LOOPING[FEW]}},
         ),
         "tensor": ({"tensor_parallel_size": 2}, parallel),
         # Not eager: on CPUs, vLLM prepares the later stages in the warm-up for compilation.
         "pipeline": (
             {
                 "pipeline_parallel_size": 2,
+                "forked_workers": True,
                 "enforce_eager": False,
                 "compilation_config": {"mode": 2, "backend": "eager"},
             },
@@ -279,7 +280,7 @@ def test_beam_search_takes_the_servers_default(engine, weights):
         assert abs(beam["score"] - scores["plain"]) > 0.1
 
 
-@pytest.mark.parametrize("name", ["ngram", "draft", "ahead", "ahead, V2 runner"])
+@pytest.mark.parametrize("name", ["ngram", "ahead", "ahead, V2 runner"])
 def test_drafts_change_nothing(engine, weights, name):
     """Drafts are accepted at times and rejected at times; windows end at the right token."""
     result, plain = engine(name), engine("alone")
@@ -289,9 +290,11 @@ def test_drafts_change_nothing(engine, weights, name):
     for step, requests in {"looping": LOOPING, "grammar": GRAMMAR}.items():
         if step not in result:
             continue
-        answers = result[step]["answers"]
+        answers, expected = result[step]["answers"], plain[step]["answers"]
+        if name == "ahead, V2 runner":
+            requests, expected = requests[FEW], expected[FEW]
         check(f"{name}, {step}", weights("llama"), requests, answers)
-        for mine, theirs in zip(answers, plain[step]["answers"], strict=True):
+        for mine, theirs in zip(answers, expected, strict=True):
             assert mine["tokens"] == theirs["tokens"]
             torch.testing.assert_close(
                 torch.tensor(mine["logprobs"]), torch.tensor(theirs["logprobs"]), rtol=0, atol=1e-5
