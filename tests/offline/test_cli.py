@@ -297,7 +297,8 @@ def test_ctrl_c_leaves_no_artifact_and_the_same_command_goes_on(model, tmp_path)
         return [*map(str, found), "--ig-points", "64"]
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "offline", *asked(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "offline", *asked(out)], cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         # A shell's background job ignores Ctrl-C, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip

@@ -13,9 +13,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.engine.test_features import SCORED, TOLERANCE, errors
+from tests.engine.test_features import SCORED, TOLERANCE, characters, errors
 from tests.server.operating import KEY, WORDS, asking, complete, models, operated, same
-from tests.server.serving import MODEL
 from tests.server.test_metrics import scrape
 from tests.tiny import build_model, random_vector, save_world
 
@@ -41,11 +40,10 @@ def server(tmp_path_factory, temporary):
         random_vector("llama", seed).save(folder / "allowed" / f"{name}.safetensors")
     with catalogue.open("a") as file:
         file.write("admin: {folder: allowed, max_vectors: 10}\n")
-    # The tokenizer only dresses up the ids that are sent; both have room for 128.
-    flags = ("--tokenizer", str(MODEL), "--data-parallel-size", "2")
+    characters().save_pretrained(folder / "llama")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(temporary))
-        with operated(folder / "llama", catalogue, *flags) as running:
+        with operated(folder / "llama", catalogue, "--data-parallel-size", "2") as running:
             yield running
     assert not list(temporary.glob("grains-*"))
 
@@ -142,8 +140,9 @@ def test_a_bad_request_is_refused_by_every_api_server(server):
 
 def test_metrics_are_those_of_one_deployment(server):
     before, many = scrape(server.url), 12
+    body = {"model": "tiny:a", "prompt": [5, 6, 7, 8], "max_tokens": 2, "ignore_eos": True}
     for _ in range(many):
-        answer = post(server, {"model": "tiny:a", "prompt": [5, 6, 7, 8], "max_tokens": 2})
+        answer = post(server, body)
         assert answer.raise_for_status().json()["grains"]["steered"]
     for _ in range(4):  # whichever process answers
         seen = scrape(server.url)
@@ -167,14 +166,14 @@ def digests(ask, name):
 
 def test_a_change_through_one_is_a_change_for_all(server):
     ask, begun = asking(server), models(server)
-    steered, _ = complete(server, "tiny:a")
+    steered, _ = complete(server, "tiny:a", prompt=WORDS)
     for turn in range(8):
         file = ("same.safetensors", "other.safetensors")[turn % 2]
         answer = ask("POST", "vectors", name="hot", file=file, strength=0.5, replace=True)
         assert answer.status_code == (200 if turn else 201), answer.text
         assert digests(ask, "hot") == {answer.json()["digest"]}
         assert statuses(server, model="tiny:hot") == {200}
-    assert not same(complete(server, "tiny:hot")[0], steered)
+    assert not same(complete(server, "tiny:hot", prompt=WORDS)[0], steered)
     assert ask("DELETE", "vectors/hot").is_success
     assert statuses(server, model="tiny:hot") == {400}
     by_both(server, "unknown alias 'tiny:hot'", lambda: statuses(server, model="tiny:hot"))
@@ -193,7 +192,7 @@ def test_a_change_through_one_is_a_change_for_all(server):
     assert [answer.status_code for answer in answers] == [201] * len(names)
     expected = begun | {f"tiny:{name}" for name in names}
     assert all(models(server) == expected for _ in range(4))
-    assert same(complete(server, "tiny:v5")[0], steered)
+    assert same(complete(server, "tiny:v5", prompt=WORDS)[0], steered)
     more = {"file": "other.safetensors", "strength": 0.5, "replace": True}
     with ThreadPoolExecutor(len(names)) as pool:
         by_both(
