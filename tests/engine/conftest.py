@@ -13,6 +13,7 @@ from tests.tiny import save_world
 from tests.warm import run_python
 
 Answers = dict[str, Any]
+UNSTEERED = ("alone", "mixed", "after refusals")  # batches that a plain engine is asked too
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +39,7 @@ def engine(worlds: Path) -> Callable[..., Answers]:
             engine_args["compilation_config"] = {"mode": int(mode)}
         if grains:
             engine_args["additional_config"] = {"grains": {"config": str(worlds / f"{model}.yaml")}}
-        batches = {
-            name: batch if grains else plain(batch)
-            for name, batch in JOBS.items()
-            if grains or not batch.get("refused")
-        }
+        batches = JOBS if grains else {name: plain(JOBS[name]) for name in UNSTEERED}
         job = {
             "model": str(worlds / model),
             "runner": runner,
