@@ -12,23 +12,32 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
-# These files ask the same engines (the fixture `engine`).
-_ENGINES = {
-    f"tests/engine/test_{name}.py"
-    for name in ("parity", "prefix_cache", "receipts", "refusals", "unsteered", "v2_runner")
+# Files that share a fixture of the whole session, which starts engines or a server.
+_SHARED = {
+    f"tests/{folder}/test_{name}.py": fixture
+    for folder, fixture, names in (
+        ("engine", "engine", "parity prefix_cache receipts refusals unsteered v2_runner"),
+        ("server", "server", "clients http lm_eval metrics readme receipts verify"),
+        ("server", "vision", "image_evaluate vision"),
+    )
+    for name in names.split()
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real engines first, or one process waits at the end for the other's."""
+    items.sort(key=lambda item: item.get_closest_marker("engine") is None)
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With -n, files are given out whole, those that share engines together, in their order: the
-    slow ones come first."""
+    """With -n, files are given out whole, those that share engines together, in their order."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "engines" if file in _ENGINES else file
+            return _SHARED.get(file, file)
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)

@@ -1,9 +1,6 @@
 """One engine per (model, mode, dtype, grains, runner), shared by all tests that need it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,9 +10,10 @@ import pytest
 
 from tests.engine.jobs import JOBS
 from tests.tiny import save_world
+from tests.warm import run_python
 
-ROOT = Path(__file__).parents[2]
 Answers = dict[str, Any]
+UNSTEERED = ("alone", "mixed", "after refusals")  # batches that a plain engine is asked too
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +39,7 @@ def engine(worlds: Path) -> Callable[..., Answers]:
             engine_args["compilation_config"] = {"mode": int(mode)}
         if grains:
             engine_args["additional_config"] = {"grains": {"config": str(worlds / f"{model}.yaml")}}
-        batches = {
-            name: batch if grains else plain(batch)
-            for name, batch in JOBS.items()
-            if grains or not batch.get("refused")
-        }
+        batches = JOBS if grains else {name: plain(JOBS[name]) for name in UNSTEERED}
         job = {
             "model": str(worlds / model),
             "runner": runner,
@@ -70,13 +64,8 @@ def run_job(
     """Runs an engine process on STEM.job.json; returns its result."""
     asked, answered = stem.with_suffix(".job.json"), stem.with_suffix(".result.json")
     asked.write_text(json.dumps(job))
-    done = subprocess.run(
-        [sys.executable, "-m", module, str(asked), str(answered)],
-        cwd=ROOT,
-        env={**os.environ, **(environment or {})},
-        capture_output=True,
-        text=True,
-    )
+    v2 = job.get("runner") == "v2"
+    done = run_python("-m", module, asked, answered, environment=environment, v2_runner=v2)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     results: Answers = json.loads(answered.read_text())
     return results

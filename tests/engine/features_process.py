@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.engine import interpreted_triton
-
 os.environ.update(
     HF_HUB_OFFLINE="1",
     VLLM_CPU_KVCACHE_SPACE="1",
@@ -23,8 +21,6 @@ os.environ.update(
 
 def main(job_path: str, result_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
-    if job.get("runner") == "v2":
-        interpreted_triton.select_v2_runner()
 
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
@@ -32,8 +28,9 @@ def main(job_path: str, result_path: str) -> None:
 
     from tests.vision import picture
 
-    if job["engine"].pop("async_scheduling", False):
-        schedule_asynchronously()
+    as_on_gpus(
+        job["engine"].pop("async_scheduling", False), job["engine"].pop("forked_workers", False)
+    )
     llm = LLM(
         job["model"],
         max_model_len=256,
@@ -124,17 +121,21 @@ def main(job_path: str, result_path: str) -> None:
     Path(result_path).write_text(json.dumps(result))
 
 
-def schedule_asynchronously() -> None:
-    """As on GPUs; on CPUs vLLM switches it off because nothing is gained by it there."""
+def as_on_gpus(async_scheduling: bool, forked_workers: bool) -> None:
+    """What vLLM does on GPUs but not on CPUs: steps are sent off ahead of the last one's results,
+    and workers are forks."""
     from vllm.platforms.cpu import CpuPlatform
 
     original = CpuPlatform.check_and_update_config
 
     def check_and_update_config(vllm_config: Any) -> None:
         original(vllm_config)
-        scheduler = vllm_config.scheduler_config
-        scheduler.async_scheduling = True
-        scheduler.scheduler_cls = "vllm.v1.core.sched.async_scheduler.AsyncScheduler"
+        if forked_workers:
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        if async_scheduling:
+            scheduler = vllm_config.scheduler_config
+            scheduler.async_scheduling = True
+            scheduler.scheduler_cls = "vllm.v1.core.sched.async_scheduler.AsyncScheduler"
 
     CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)
 

@@ -163,7 +163,7 @@ JOBS: dict[str, Any] = {
         }.items()
     },
     **{
-        f"refused {label}": {"refused": True, "requests": [{**_LONG, "extra_args": args}]}
+        f"refused {label}": {"requests": [{**_LONG, "extra_args": args}]}
         for label, args in REFUSED.items()
     },
     "after refusals": {"requests": [request(0)]},

@@ -1,11 +1,10 @@
 """An engine whose worker never loaded the plugin does not start: it would answer unsteered."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm import run_python
 
 pytestmark = pytest.mark.engine
 
@@ -26,16 +25,12 @@ LLM(
 
 
 def test_a_worker_without_the_plugin_stops_the_start(worlds: Path):
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, str(worlds / "llama"), str(worlds / "llama.yaml")],
-        env={
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        },
-        capture_output=True,
-        text=True,
-    )
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    model, catalogue = worlds / "llama", worlds / "llama.yaml"
+    done = run_python("-c", CODE, model, catalogue, environment=environment)
     assert done.returncode != 0
     assert "GrainsConfigError: --enable-grains: a worker has not loaded the plugin" in done.stderr

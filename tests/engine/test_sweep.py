@@ -1,10 +1,7 @@
 """The two back ends of a sweep agree: log-likelihoods, greedy answers, and the chosen point."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +11,9 @@ from benchmarks.hallucination import world as hallucination
 from benchmarks.sycophancy import world
 from grains_vllm.vectors import ModelFingerprint, SteeringVector
 from tests import vision
+from tests.warm import run_python
 
 pytestmark = pytest.mark.engine
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-3
 
 
@@ -38,10 +35,7 @@ def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     save_vectors(folder, Path(world.__file__).parent / "model", "LlamaForCausalLM")
     path = folder / "result.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.sweep_process", str(folder), str(path)],
-        cwd=ROOT, env=os.environ, capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_python("-m", "tests.engine.sweep_process", folder, path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert done.stdout == ""  # it belongs to --json
     return json.loads(path.read_text())
@@ -91,11 +85,8 @@ def grains_sweep(folder, model, backend, *more):
         *("--model", model, "--data", folder / "pairs.jsonl", "--backend", backend),
         *("--metric", "margin", *more),
     )
-    return subprocess.run(
-        [sys.executable, "-m", "offline", *map(str, arguments)], cwd=ROOT,
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    return run_python("-m", "offline", *arguments, environment=environment)
 
 
 def test_back_ends_agree_on_images(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.engine.conftest import plain, run_job
+from tests.engine.conftest import UNSTEERED, plain, run_job
 from tests.engine.jobs import EIGHT, JOBS, MORE
 from tests.engine.test_parity import errors
 
@@ -39,7 +39,7 @@ def test_unsteered_bit_identical_alone_and_in_a_mixed_batch(steered, worlds):
         "model": str(worlds / "llama"),
         "runner": "v2",
         "engine": {"dtype": "float32", "enforce_eager": True},
-        "batches": {name: plain(JOBS[name]) for name in ("alone", "mixed", "after refusals")},
+        "batches": {name: plain(JOBS[name]) for name in UNSTEERED},
     }
     never = run_job(worlds / "plain-v2", job, {"VLLM_PLUGINS": "none"})
     assert never["runner"] == "v2"

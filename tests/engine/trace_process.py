@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.engine import interpreted_triton
-
 os.environ.update(
     HF_HUB_OFFLINE="1",
     VLLM_CPU_KVCACHE_SPACE="1",
@@ -23,8 +21,6 @@ os.environ.update(
 
 def main(job_path: str, result_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
-    if job["runner"] == "v2":
-        interpreted_triton.select_v2_runner()
 
     from vllm import LLM, SamplingParams
 

@@ -17,7 +17,7 @@ from offline.cli import app
 from offline.errors import InputError
 from offline.extract import extract
 from offline.model import load_decoder
-from offline.options import ExtractOptions
+from offline.options import ExtractOptions, Method
 from offline.pairs import load_pairs
 from offline.team import Post, Team, joined
 from tests.offline.worlds import rows, save_model, write_jsonl
@@ -25,7 +25,9 @@ from tests.offline.worlds import rows, save_model, write_jsonl
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 20  # three groups
 
-# Runs one method after the other in one team; a file of the first process says what came out.
+METHODS = ("caa", "pca-diff", "icv", "random")
+
+# Runs the functions that its first argument names, one after the other in one team.
 SCRIPT = """
 import os
 import sys
@@ -38,10 +40,10 @@ from offline.options import ExtractOptions, Method
 from offline.pairs import load_pairs
 from offline.team import joined
 
-def main(model, data, folder, team):
+def every_method(model, data, folder, team):
     decoder, pairs = load_decoder(model, device="cpu"), load_pairs(data)
     for method in ("caa", "pca-diff", "icv", "random"):
-        vector, records = extract(
+        vector, _ = extract(
             decoder, pairs, ExtractOptions(method=Method(method), k=3), team=team
         )
         vector.save(Path(folder) / f"{method}-{team.rank}.safetensors")
@@ -75,7 +77,8 @@ def restarted(folder, team):
 if __name__ == "__main__":
     try:
         with input_errors(), joined() as team:
-            globals()[sys.argv[1]](*sys.argv[2:], team)
+            for name in sys.argv[1].split(","):
+                globals()[name](*sys.argv[2:], team)
     except typer.Exit as end:  # what the command line does
         sys.exit(end.exit_code)
 """
@@ -90,24 +93,20 @@ def world(tmp_path_factory):
     return folder
 
 
-def launch(*arguments, processes=2, restarts=0):
-    """torchrun, or one ordinary process; both with as many threads as the test itself."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
+def launch(*arguments, restarts=0):
+    """torchrun with two processes; each with as many threads as the test itself."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "--max-restarts", str(restarts)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*command, *map(str, arguments)], env=environment, capture_output=True, text=True
     )
 
 
-def grains_extract(world, out, *more, processes=2):
-    options = ["--ig-points", "8", "--k", "3", "--device", "cpu", *more]
-    return launch(
-        "-m", "offline", "extract", "--model", world / "tiny", "--data", world / "pairs.jsonl",
-        "--out", out, *options, processes=processes,
-    )  # fmt: skip
+def arguments(world, out, *more):
+    """Of `grains`."""
+    found = "extract", "--model", world / "tiny", "--data", world / "pairs.jsonl", "--out", out
+    return [*map(str, found), "--ig-points", "8", "--k", "3", "--device", "cpu", *map(str, more)]
 
 
 def test_two_processes_make_the_same_files_and_go_on_from_one(world, tmp_path):
@@ -115,13 +114,13 @@ def test_two_processes_make_the_same_files_and_go_on_from_one(world, tmp_path):
         (tmp_path / name).mkdir()
     names = ["v.safetensors", "v.attributions.jsonl", "deltas.safetensors"]
 
-    def run(folder, processes):
-        out, deltas = tmp_path / folder / names[0], tmp_path / folder / names[2]
-        done = grains_extract(world, out, "--deltas", deltas, processes=processes)
-        assert done.returncode == 0, done.stderr
-        return done
+    def asked(folder):
+        return arguments(
+            world, tmp_path / folder / names[0], "--deltas", tmp_path / folder / names[2]
+        )
 
-    run("one", 1)
+    alone = CliRunner().invoke(app, asked("one"))
+    assert alone.exit_code == 0, alone.output
 
     # Two processes go on with what one has left behind: its first group.
     def interrupt(_count):
@@ -134,7 +133,8 @@ def test_two_processes_make_the_same_files_and_go_on_from_one(world, tmp_path):
         extract(decoder, data, options, tmp_path / "two" / names[0], on_examples=interrupt)
     kept = tmp_path / "two" / f"{names[0]}.partial" / "group-00000.safetensors"
     assert kept.is_file()
-    done = run("two", 2)
+    done = launch("-m", "offline", *asked("two"))
+    assert done.returncode == 0, done.stderr
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(names)
@@ -144,26 +144,34 @@ def test_two_processes_make_the_same_files_and_go_on_from_one(world, tmp_path):
     assert len(re.findall(rf"{EXAMPLES}/{EXAMPLES}", done.stderr)) == 1
 
 
-def test_every_method_can_be_shared(world, tmp_path):
-    done = launch(world / "script.py", "main", world / "tiny", world / "pairs.jsonl", tmp_path)
-    assert done.returncode == 0, done.stderr
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    launch(world / "script.py", "main", world / "tiny", world / "pairs.jsonl", alone, processes=1)
-    for method in ("caa", "pca-diff", "icv", "random"):
-        expected = (alone / f"{method}-0.safetensors").read_bytes()
+@pytest.fixture(scope="module")
+def shared(world, tmp_path_factory):
+    """A team that makes a vector with every method, and then fails."""
+    folder = tmp_path_factory.mktemp("shared")
+    script = world / "script.py", "every_method,failing"
+    return launch(*script, world / "tiny", world / "pairs.jsonl", folder), folder
+
+
+def test_every_method_can_be_shared(world, shared, tmp_path):
+    done, folder = shared
+    decoder = load_decoder(str(world / "tiny"), device="cpu")
+    data = load_pairs(str(world / "pairs.jsonl"))
+    for method in METHODS:
+        vector, _ = extract(decoder, data, ExtractOptions(method=Method(method), k=3))
+        vector.save(tmp_path / method)
         for rank in (0, 1):
-            assert (tmp_path / f"{method}-{rank}.safetensors").read_bytes() == expected
+            found = folder / f"{method}-{rank}.safetensors"
+            assert found.exists(), done.stderr
+            assert found.read_bytes() == (tmp_path / method).read_bytes()
 
 
-def test_the_error_of_one_process_ends_all_with_one_message(world, tmp_path):
-    arguments = world / "tiny", world / "pairs.jsonl", tmp_path
-    done = launch(world / "script.py", "failing", *arguments)
+def test_the_error_of_one_process_ends_all_with_one_message(shared):
+    done, folder = shared
     assert done.returncode != 0
     messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert messages == ["error: process 1: pairs.jsonl, line 9: cannot be done"]
     assert "[rank" not in done.stderr  # no process has left with a traceback
-    assert not (tmp_path / "v.safetensors").exists()
+    assert not (folder / "v.safetensors").exists()
 
 
 def test_processes_that_read_different_data_are_refused(world, tmp_path):
@@ -175,7 +183,8 @@ def test_processes_that_read_different_data_are_refused(world, tmp_path):
 
 
 def test_an_error_that_all_processes_have_is_shown_once(world, tmp_path):
-    done = grains_extract(world, tmp_path / "v.safetensors", "--device-map", "auto")
+    more = "--device-map", "auto"
+    done = launch("-m", "offline", *arguments(world, tmp_path / "v.safetensors", *more))
     messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert messages == ["error: --device-map spreads one process over the GPUs; start just one"]
     assert "[rank" not in done.stderr and done.returncode != 0

@@ -1,19 +1,15 @@
 """`grains verify --model`: an engine of one's own, whole and with a broken formula."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.tiny import save_world
 from tests.vision import save_vision_world
+from tests.warm import run_python
 
 pytestmark = pytest.mark.engine
 
-ROOT = Path(__file__).parents[2]
 COMMAND = """
 import sys
 from offline.cli import app
@@ -34,13 +30,8 @@ def verify(folder, more="", *arguments, model="llama"):
         *("verify", "--model", folder / model, "--config", folder / f"{model}.yaml"),
         *("--engine-args", '{"dtype": "float32"}', "--json", report, "--force", *arguments),
     )
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND.format(more=more), *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    done = run_python("-c", COMMAND.format(more=more), *arguments, environment=environment)
     assert report.exists(), done.stdout[-3000:] + done.stderr[-5000:]
     return done.returncode, json.loads(report.read_text()), done.stdout
 

@@ -13,6 +13,7 @@ import vllm
 
 from grains_vllm import plugin
 from grains_vllm.plugin import TouchPoint
+from tests.warm import run_python
 
 
 def test_this_vllm_is_supported():
@@ -76,7 +77,7 @@ plugin.unregister()
 assert state() == before
 print(changed)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python("-c", code)
     assert done.returncode == 0, done.stderr[-2000:]
     assert ast.literal_eval(done.stdout.splitlines()[-1]) == [
         "BaseServing",

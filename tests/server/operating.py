@@ -48,13 +48,18 @@ def started(folder: Path, *flags: str) -> Iterator[Server]:
         "  polite: {path: polite.safetensors, strength: 0.5}\n"
         "admin: {folder: allowed, max_vectors: 8, max_bytes: 100000}\n"
     )
-    more = {"VLLM_PLUGINS": "grains", "GRAINS_ADMIN_KEY": ADMIN}
+    with operated(MODEL, catalogue, *flags) as server:
+        yield server
+
+
+@contextmanager
+def operated(model: Path, catalogue: Path, *flags: str) -> Iterator[Server]:
+    """A server whose operator has allowed changes and set both keys."""
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in more.items():
-            environment.setenv(name, value)
-        with serve(
-            MODEL, catalogue, "--api-key", KEY, "--enable-prompt-tokens-details", *flags
-        ) as server:
+        environment.setenv("VLLM_PLUGINS", "grains")
+        environment.setenv("GRAINS_ADMIN_KEY", ADMIN)
+        flags = ("--api-key", KEY, "--enable-prompt-tokens-details", *flags)
+        with serve(model, catalogue, *flags) as server:
             server.client = openai.OpenAI(
                 base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120
             )

@@ -7,7 +7,6 @@ transformers and hooks.
 import asyncio
 import json
 import re
-import subprocess
 
 import httpx
 import openai
@@ -15,10 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.server import ROOT, environment, tool
+from benchmarks.server import environment
 from grains_vllm.vectors import SteeringVector
 from offline.steer import steered
 from tests.server.serving import MODEL
+from tests.warm import run_python
 
 pytestmark = pytest.mark.engine
 
@@ -201,19 +201,14 @@ def bench(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
 
     def run(*flags):
-        done = subprocess.run(
-            [
-                *(tool("vllm"), "bench", "serve", "--base-url", server.url),
-                *("--tokenizer", str(MODEL), "--dataset-name", "random", "--seed", "0"),
-                *("--random-input-len", "24", "--random-output-len", "12"),
-                *("--num-prompts", str(PROMPTS), "--temperature", "0", "--disable-tqdm"),
-                *("--save-result", "--save-detailed", "--result-dir", str(folder)),
-                *("--result-filename", "result.json", *flags),
-            ],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
+        done = run_python(
+            *("-m", "vllm.entrypoints.cli.main", "bench", "serve", "--base-url", server.url),
+            *("--tokenizer", MODEL, "--dataset-name", "random", "--seed", "0"),
+            *("--random-input-len", "24", "--random-output-len", "12"),
+            *("--num-prompts", PROMPTS, "--temperature", "0", "--disable-tqdm"),
+            *("--save-result", "--save-detailed", "--result-dir", folder),
+            *("--result-filename", "result.json", *flags),
+            environment=environment(),
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         result = json.loads((folder / "result.json").read_text())

@@ -8,8 +8,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from grains_vllm import metrics_http
-from tests.server.serving import MODEL, serve
-from tests.tiny import save_world
 
 pytestmark = pytest.mark.engine
 
@@ -80,21 +78,3 @@ def test_refusals_are_logged_in_one_line(server):
         ask(server, xargs={"steering": "truthful", "steering_positions": "some\nwhere"})
     lines = [line for line in server.log.read_text().splitlines() if "grains: refused" in line]
     assert any("field=steering_positions" in line and "INFO" in line for line in lines)
-
-
-def test_several_api_servers_are_one_deployment(tmp_path):
-    catalogue = save_world(tmp_path, "llama")
-    flags = ("--tokenizer", str(MODEL), "--api-server-count", "2")
-    with serve(tmp_path / "llama", catalogue, *flags) as deployment:
-        for _ in range(12):
-            # A connection each, so that both processes get some.
-            body = {"model": "tiny:a", "prompt": [5, 6, 7, 8], "max_tokens": 2}
-            answer = httpx.post(f"{deployment.url}/v1/completions", json=body, timeout=60)
-            assert answer.raise_for_status().json()["grains"]["steered"]
-        for _ in range(4):
-            seen = scrape(deployment.url)
-            assert seen["grains:requests_total", "a", "request"] == 12
-            assert seen["grains:steered_prompt_tokens_total", "a"] == 12 * 4
-            assert seen["grains:vectors_resident", "0"] >= 1
-            assert seen["grains:loads", "0"] == seen["grains:vectors_resident", "0"]
-            assert seen["grains:steered_tokens", "0"] == 12 * 4 + 12

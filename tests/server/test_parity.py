@@ -1,4 +1,7 @@
-"""The served log-probabilities equal a transformers forward with the shift in hooks."""
+"""The served log-probabilities equal a transformers forward with the shift in hooks.
+
+Here for GPT-2's way of handing on the residual stream; test_parallel.py does it for Llama's.
+"""
 
 import pytest
 import torch
@@ -10,16 +13,16 @@ from tests.tiny import save_world
 
 pytestmark = pytest.mark.engine
 
+# Those that say nothing get the server's default.
+MEANINGS = [(None, {"steering": "b"}), ({"steering": "none"}, None), *((one, one) for one in EIGHT)]
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_served_logprobs_equal_transformers(name, tmp_path):
-    catalogue = save_world(tmp_path, name)
-    default = {"steering": "b"} if name == "gpt2" else None
-    if default:
-        catalogue.write_text(catalogue.read_text() + "default: b\n")
+
+def test_served_logprobs_equal_transformers(tmp_path):
+    catalogue = save_world(tmp_path, "gpt2")
+    catalogue.write_text(catalogue.read_text() + "default: b\n")
     # The tiny world's tokenizer only dresses up the ids that are sent; both have room for 128.
-    with serve(tmp_path / name, catalogue, "--tokenizer", str(MODEL)) as server:
-        for seed, asked in enumerate([None, {"steering": "none"}, *EIGHT]):
+    with serve(tmp_path / "gpt2", catalogue, "--tokenizer", str(MODEL)) as server:
+        for seed, (asked, meaning) in enumerate(MEANINGS):
             tokens = prompt(seed)
             answer = server.client.completions.create(
                 model="tiny",
@@ -35,13 +38,6 @@ def test_served_logprobs_equal_transformers(name, tmp_path):
                 },
             ).choices[0]
             generated = answer.token_ids[-4:]
-            expected = token_logprobs(name, tokens, generated, _meaning(asked, default))
+            expected = token_logprobs("gpt2", tokens, generated, meaning)
             found = torch.tensor(answer.logprobs.token_logprobs[1:])
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-
-
-def _meaning(asked, default):
-    """The steering that the reference applies for what the request says."""
-    if asked is None:
-        return default
-    return None if asked["steering"] == "none" else asked
