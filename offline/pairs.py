@@ -115,40 +115,49 @@ def load_pairs(
     Args:
         source: a .jsonl, .csv or .parquet file, a folder written by `datasets`, or a hub id.
         chat: turn a string prompt into one user message.
-        limit: draw this many pairs with `seed`; they keep the data's order. Rows that make no pair
-            are not drawn from.
+        limit: draw this many pairs with `seed`; they keep the data's order. Rows without a
+            preference are not drawn from, and what else is wrong with a row counts once it is
+            drawn.
         split: which split of a folder or hub data set.
         allow_image_urls: download images that the data names by http(s) addresses.
-        strict: refuse data in which a row makes no pair, where no limit draws among the others.
+        strict: refuse data in which a row has no preference, where no limit draws among the others.
 
     Raises:
         InputError: naming file, line and field.
     """
     name, sha256, rows = read_rows(source, split)
     reader = _Reader(chat, image_folder(source), allow_image_urls)
-    pairs: list[Pair] = []
-    refused: list[InputError] = []
+    found: list[Pair | InputError] = []
+    undecided: list[NoPreference] = []
     for number, (where, row) in enumerate(rows, 1):
         try:
-            pairs.append(reader.pair(row, where, number))
-        except InputError as error:
+            found.append(reader.pair(row, where, number))
+        except NoPreference as error:
             if strict and limit is None:
                 raise
-            refused.append(error)
-    if not pairs and not refused:
+            undecided.append(error)
+        except InputError as error:
+            if limit is None:
+                raise
+            found.append(error)
+    total = len(found)
+    if undecided and total < (limit or 1):
+        raise undecided[0]
+    if not found:
         raise InputError(f"{name}: holds no preference pairs")
-    total = len(pairs)
-    if refused and total < (limit or 1):
-        raise refused[0]
     if sha256 is None:
-        sha256 = digest([pair.fingerprint for pair in pairs])
+        sha256 = digest([one.fingerprint if isinstance(one, Pair) else str(one) for one in found])
     if limit is not None and limit < total:
-        kept = sorted(random.Random(seed).sample(range(total), limit))
-        pairs = [pairs[index] for index in kept]
-    if not refused:
+        found = [found[n] for n in sorted(random.Random(seed).sample(range(total), limit))]
+    pairs = [one for one in found if isinstance(one, Pair)]
+    for one in found:
+        if isinstance(one, InputError):
+            raise one
+    if not undecided:
         return PairSet(name, sha256, total, pairs)
-    note = f"{len(refused)} of {total + len(refused)} rows are left out, such as {refused[0]}"
-    return PairSet(name, sha256, total, pairs, {"left_out": len(refused)}, (note,))
+    count = len(undecided)
+    note = f"{count} of {total + count} rows are left out, such as {undecided[0]}"
+    return PairSet(name, sha256, total, pairs, {"left_out": count}, (note,))
 
 
 def image_folder(source: str) -> Path:

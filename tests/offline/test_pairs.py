@@ -1,6 +1,7 @@
 """Reading preference pairs, and refusing what cannot be one."""
 
 import json
+import random
 import tempfile
 from pathlib import Path
 
@@ -136,16 +137,26 @@ def test_a_row_that_is_not_drawn_stops_nothing(tmp_path):
     good = [row | {"prompt": f"w3 w{n}"} for n, row in enumerate([GOOD] * 20)]
     clean = load_pairs(str(write_jsonl(tmp_path / "x.jsonl", good)), limit=4)
     tie, empty = GOOD | {"rejected": "w1"}, GOOD | {"rejected": ""}
-    path = str(write_jsonl(tmp_path / "x.jsonl", [tie, *good, empty, ["odd"]]))
+    path = str(write_jsonl(tmp_path / "x.jsonl", [tie, *good, empty]))
     drawn = load_pairs(path, limit=4)
     assert [p.prompt for p in drawn.pairs] == [p.prompt for p in clean.pairs]
-    assert drawn.total == clean.total == 20 and drawn.drawn == {"left_out": 3}
+    assert drawn.total == clean.total == 20 and drawn.drawn == {"left_out": 2}
     assert clean.drawn == {} and clean.notes == ()
-    assert drawn.notes[0].startswith("3 of 23 rows are left out, such as x.jsonl, line 1: 'chosen'")
+    assert drawn.notes[0].startswith("2 of 22 rows are left out, such as x.jsonl, line 1: 'chosen'")
     assert len(load_pairs(path, strict=False).pairs) == 20
     for limit in (None, 21):  # all rows are asked for
         with pytest.raises(InputError, match=r"x.jsonl, line 1: .*are identical"):
             load_pairs(path, limit=limit)
+
+
+def test_what_else_is_wrong_with_a_row_counts_once_it_is_drawn(tmp_path):
+    path = str(write_jsonl(tmp_path / "x.jsonl", [GOOD] * 20 + [["odd"]]))
+    lucky = next(seed for seed in range(99) if 20 not in random.Random(seed).sample(range(21), 4))
+    unlucky = next(seed for seed in range(99) if 20 in random.Random(seed).sample(range(21), 4))
+    assert len(load_pairs(path, limit=4, seed=lucky).pairs) == 4
+    for more in ({"limit": 4, "seed": unlucky}, {"limit": 21}, {"strict": False}):
+        with pytest.raises(InputError, match=r"x.jsonl, line 21: found list"):
+            load_pairs(path, **more)
 
 
 def test_chat_wraps_text(tmp_path):
