@@ -88,8 +88,9 @@ def build_model(architecture: str, seed: int = 0) -> Any:
     if kind == "granitehybrid":
         more |= {
             "layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 4, "mamba_d_head": 16,
-            "mamba_d_state": 16, "mamba_n_groups": 1, "num_local_experts": 0,
-            "shared_intermediate_size": 32, "position_embedding_type": "rope",
+            "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16,
+            "num_local_experts": 0, "shared_intermediate_size": 32,
+            "position_embedding_type": "rope",
         }  # fmt: skip
     config = make_config(
         vocab_size=vocabulary, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=LAYERS,
