@@ -170,9 +170,10 @@ class Changes:
             before = self._registry.snapshot().catalogue
             try:
                 after = await asyncio.to_thread(change, before)
-            except Refusal as refusal:
+            except Exception as error:
+                refusal = error if isinstance(error, Refusal) else Refusal(503, _cause(error))
                 metrics.reloaded("refused", change=kind, status=refusal.status, reason=str(refusal))
-                raise
+                raise refusal from error
             try:
                 # Workers first: nobody may name a vector that some worker does not have.
                 await self._apply(after)
@@ -241,6 +242,10 @@ async def _ask_ranks(engine: Any, method: str, args: tuple[Any, ...]) -> list[di
         )
     )
     return [answer for answers in found for answer in answers]
+
+
+def _cause(error: Exception) -> str:
+    return f"the change could not be prepared: {type(error).__name__}: {error}"[:300]
 
 
 def _admin(catalogue: Catalogue) -> Admin:

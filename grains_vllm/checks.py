@@ -1,8 +1,9 @@
 """Checks of single values, for the YAML and for requests, with messages that name the field."""
 
 import difflib
+import heapq
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from grains_vllm.errors import GrainsConfigError
@@ -10,7 +11,7 @@ from grains_vllm.positions import ALLOWED, Positions, PositionsError
 
 # Far beyond any useful strength, and small enough that float32 norms cannot overflow.
 MAX_STRENGTH = 1e6
-_MOST_LISTED = 8  # names in a message
+_MOST_LISTED, _MOST_COMPARED = 8, 500  # names in a message, and those considered for it
 
 
 def strength(value: Any, where: str, error: type[ValueError] = GrainsConfigError) -> float:
@@ -96,23 +97,36 @@ def short(value: Any) -> str:
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
-def closest(found: str, known: Sequence[str], cutoff: float = 0.75) -> str | None:
+def closest(found: str, known: Iterable[str], cutoff: float = 0.75) -> str | None:
     """The known name that is most like `found`, if one is close."""
-    return next(iter(difflib.get_close_matches(found[:80], known, n=1, cutoff=cutoff)), None)
+    return next(iter(_close(found, known, 1, cutoff)), None)
 
 
-def suggestion(found: str, known: Sequence[str], cutoff: float = 0.75) -> str:
+def suggestion(found: str, known: Iterable[str], cutoff: float = 0.75) -> str:
     """' (did you mean X?)' where one of the known names is close."""
     close = closest(found, known, cutoff)
     return f" (did you mean {close!r}?)" if close else ""
 
 
-def listed(names: Iterable[str], near: str = "") -> str:
-    """The names in order; of many, those most like `near`, and how many more there are."""
-    known = sorted(names)
-    if len(known) <= _MOST_LISTED:
-        return ", ".join(known)
+def listed(names: Collection[str], near: str = "", prefix: str = "") -> str:
+    """The names in order; of many, those most like `near`, and how many more there are.
+
+    Args:
+        prefix: stands before each of them.
+    """
+    if len(names) <= _MOST_LISTED:
+        return ", ".join(prefix + name for name in sorted(names))
     # The nearest first; where too few are near at all, others follow in order.
-    close = difflib.get_close_matches(near[:80], known, n=_MOST_LISTED, cutoff=0.5)
-    shown = list(dict.fromkeys([*close, *known[:_MOST_LISTED]]))[:_MOST_LISTED]
-    return f"{', '.join(shown)} and {len(known) - len(shown)} more (GET /v1/models lists them)"
+    close = _close(near, names, _MOST_LISTED, 0.5)
+    first = heapq.nsmallest(_MOST_LISTED, names)
+    shown = [prefix + name for name in dict.fromkeys([*close, *first])][:_MOST_LISTED]
+    return f"{', '.join(shown)} and {len(names) - len(shown)} more (GET /v1/models lists them)"
+
+
+def _close(found: str, known: Iterable[str], count: int, cutoff: float) -> list[str]:
+    """The names that are most like `found`; of very many only those that begin like it are looked
+    at, since other requests wait for it."""
+    names = list(known)
+    if len(names) > _MOST_COMPARED:
+        names = [name for name in names if name[:2] == found[:2]][:_MOST_COMPARED]
+    return difflib.get_close_matches(found[:80], names, n=count, cutoff=cutoff)

@@ -1,16 +1,19 @@
 """ASGI middleware: refuses steering on routes that would drop it unseen (doors.py knows which).
 
-Where frontend.py sees the whole request, which is nearly always, this looks at no body.
+Where frontend.py sees the whole request, which is nearly always, this looks at no body. Elsewhere
+it looks at what the endpoint reads, as it reads it: so vLLM's own middleware, which asks for the
+API key, comes first.
 """
 
 import json
 from typing import Any
+from urllib.parse import unquote_plus
 
 from starlette.responses import JSONResponse
 
 from grains_vllm import doors, metrics
 from grains_vllm.doors import Door
-from grains_vllm.frontend import alias_of, state_of
+from grains_vllm.frontend import alias_of, fresh_request, state_of
 from grains_vllm.selection import SelectionError
 
 _SAFE = ("GET", "HEAD", "OPTIONS")  # no request of the engine comes with these
@@ -30,17 +33,65 @@ class DoorMiddleware:
         door = doors.door_of(path)
         token = doors.undecided.set(path if door is doors.UNDECIDED else None)
         try:
-            read = scope["type"] == "http" and scope["method"] not in _SAFE
-            if read and not (door.whole and door.alias):
-                body, receive = await _read(receive)
-                try:
-                    _require_heard(body, door, scope["app"].state)
-                except SelectionError as error:
-                    await _refuse(error, scope, receive, send)
-                    return
-            await self._app(scope, receive, send)
+            with fresh_request():
+                looks = scope["type"] == "http" and scope["method"] not in _SAFE
+                if looks and not (door.whole and door.alias):
+                    await _Watched(door, scope, receive, send).run(self._app)
+                else:
+                    await self._app(scope, receive, send)
         finally:
             doors.undecided.reset(token)
+
+
+class _Watched:
+    """One request whose body is looked at as the endpoint reads it."""
+
+    def __init__(self, door: Door, scope: Any, receive: Any, send: Any) -> None:
+        self._door, self._scope = door, scope
+        self._receive, self._send = receive, send
+        self._body = bytearray()
+        self._refusal: SelectionError | None = None
+        self._started = self._answered = False
+
+    async def run(self, app: Any) -> None:
+        try:
+            await app(self._scope, self._next, self._pass)
+        except SelectionError as error:
+            if error is not self._refusal:
+                raise
+            await self._refuse(error)
+
+    async def _next(self) -> Any:
+        message = await self._receive()
+        if message["type"] == "http.request" and not self._started:
+            self._body += message.get("body", b"")
+            if not message.get("more_body"):
+                try:
+                    _require_heard(bytes(self._body), self._door, self._scope["app"].state)
+                except SelectionError as error:
+                    # Ends the endpoint's reading; whatever it then answers gives way to this.
+                    self._refusal = error
+                    raise
+                self._body.clear()
+        return message
+
+    async def _pass(self, message: Any) -> None:
+        if self._refusal is not None:
+            await self._refuse(self._refusal)
+            return
+        self._started = True
+        await self._send(message)
+
+    async def _refuse(self, error: SelectionError) -> None:
+        if self._answered:
+            return
+        self._answered = True
+        metrics.refused(error.field, str(error))
+        facts = {
+            "message": str(error), "type": "BadRequestError", "param": error.field, "code": 400,
+        }  # fmt: skip
+        answer = JSONResponse({"error": facts}, status_code=400)
+        await answer(self._scope, self._receive, self._send)
 
 
 def _path(scope: Any) -> str:
@@ -50,18 +101,18 @@ def _path(scope: Any) -> str:
 
 
 def _require_heard(body: bytes, door: Door, state: Any) -> None:
+    models = getattr(state, "openai_serving_models", None)
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
         # Whatever else is wrong is vLLM's to say; a form of a known endpoint is no JSON.
-        if door is doors.UNDECIDED and b"steering" in body.lower():
+        if door is doors.UNDECIDED and _speaks_of_steering(body, models):
             raise SelectionError(f"steering: {door.hint}") from None
         return
     if not isinstance(content, dict):
         return
     if not door.whole:
         doors.require_heard(content, door)
-    models = getattr(state, "openai_serving_models", None)
     model = content.get("model")
     if door.alias or models is None or not isinstance(model, str):
         return
@@ -69,24 +120,7 @@ def _require_heard(body: bytes, door: Door, state: Any) -> None:
         raise SelectionError(f"model: {door.hint}")
 
 
-async def _refuse(error: SelectionError, scope: Any, receive: Any, send: Any) -> None:
-    metrics.refused(error.field, str(error))
-    facts = {
-        "message": str(error), "type": "BadRequestError", "param": error.field, "code": 400,
-    }  # fmt: skip
-    await JSONResponse({"error": facts}, status_code=400)(scope, receive, send)
-
-
-async def _read(receive: Any) -> tuple[bytes, Any]:
-    """The whole body, and a `receive` that gives it out once more."""
-    messages = []
-    while True:
-        messages.append(await receive())
-        if messages[-1]["type"] != "http.request" or not messages[-1].get("more_body"):
-            break
-    body = b"".join(message.get("body", b"") for message in messages)
-
-    async def again() -> Any:
-        return messages.pop(0) if messages else await receive()
-
-    return body, again
+def _speaks_of_steering(form: bytes, models: Any) -> bool:
+    text = unquote_plus(form.decode("utf-8", "replace"))
+    bases = [] if models is None else [base.name for base in models.base_model_paths]
+    return "steering" in text.casefold() or any(f"{base}:" in text for base in bases)

@@ -6,14 +6,14 @@ decided about, such as one that a newer vLLM brings, takes no steering: a reques
 there is refused, and so is every request where the server steers by itself.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from grains_vllm.likeness import likeness, skeleton
-from grains_vllm.selection import FIELDS, XARGS, SelectionError, named
+from grains_vllm.selection import XARGS, SelectionError, named, steering_keys
 
 _CARRIER = (XARGS,)
 _INTO_XARGS = (
@@ -104,18 +104,19 @@ _DOORS: dict[str, Door] = {
             "/stop_profile", "/tokenize", "/tokenizer_info", "/update_weight_version",
             "/update_weights", "/v1/chat/completions/derender", "/v1/completions/derender",
             "/v1/load_lora_adapter", "/v1/messages/count_tokens", "/v1/models",
+            "/v1/responses/{response_id}",
             "/v1/unload_lora_adapter", "/version", "/wake_up", "/weight_checker", "/weight_info",
         ),
         IDLE,
     ),
 }  # fmt: skip
-# Routes below these take no new request: our own, stored responses, adapters, files.
-_IDLE_BELOW = ("/v1/grains/", "/v1/responses/", "/adapters/", "/metrics/", "/static/")
+# More that take no new request: our own, adapters, files, the end of a stored response.
+_IDLE = re.compile(r"(/(v1/grains|adapters|metrics|static)(/.*)?|/v1/responses/[^/]+/cancel)?")
 
 
 def decided(path: str) -> bool:
     """Whether somebody has decided about a route, given as the template that it is attached by."""
-    return path in _DOORS or f"{path}/".startswith(_IDLE_BELOW)
+    return path in _DOORS or _IDLE.fullmatch(path) is not None
 
 
 def door_of(path: str) -> Door:
@@ -123,7 +124,7 @@ def door_of(path: str) -> Door:
     path = path.rstrip("/")
     door = _DOORS.get(path)
     if door is None:
-        return IDLE if f"{path}/".startswith(_IDLE_BELOW) or not path else UNDECIDED
+        return IDLE if _IDLE.fullmatch(path) else UNDECIDED
     if door is _MESSAGES and not _messages_know_xargs():
         return _MESSAGES_BEFORE_XARGS
     return door
@@ -145,28 +146,14 @@ def require_heard(body: Mapping[Any, Any], door: Door) -> None:
     Raises:
         SelectionError: naming the key.
     """
-    for key in _ours(body, door.carrier):
+    for key in steering_keys(body, lambda name: name not in _CONTENTS, door.carrier):
         raise SelectionError(f"{named(key)}: {door.hint}", key)
 
 
-def asks_for_steering(key: str) -> bool:
-    """Whether a key is one of ours or could be taken for one."""
-    return skeleton(key).startswith("steering") or likeness(key, _NAMES) is not None
-
-
-_NAMES = (XARGS, *FIELDS)
-# What clients wrap fields in; only these are looked into, since a tool's schema may well have a
-# property called "steering".
-_WRAPPERS = ("extra_body", "extra_args", "sampling_params")
-
-
-def _ours(
-    body: Mapping[Any, Any], carrier: tuple[str, ...], above: tuple[str, ...] = ()
-) -> Iterator[str]:
-    for key, value in body.items():
-        if not isinstance(key, str) or (*above, key) == carrier:
-            continue
-        if asks_for_steering(key):
-            yield key
-        elif key in _WRAPPERS and isinstance(value, Mapping) and len(above) < len(_WRAPPERS):
-            yield from _ours(value, carrier, (*above, key))
+# What is the client's own, where any word may stand: a tool may well have a property "steering".
+_CONTENTS = {
+    "chat_template_kwargs", "content_parts", "documents", "ec_transfer_params", "features",
+    "functions", "input", "items", "kv_transfer_params", "logit_bias", "messages", "metadata",
+    "mm_processor_kwargs", "output_config", "prompt", "query", "questions", "response_format",
+    "state", "structured_outputs", "system", "thinking", "token_ids", "tool_choice", "tools",
+}  # fmt: skip

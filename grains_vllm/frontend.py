@@ -8,7 +8,8 @@ first has let through must not fail at the second, where streams have begun and 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import wraps
@@ -19,10 +20,12 @@ from grains_vllm import doors, metrics
 from grains_vllm.catalogue import Catalogue
 from grains_vllm.checks import listed, short
 from grains_vllm.errors import GrainsConfigError
+from grains_vllm.likeness import skeleton
 from grains_vllm.marker import build
 from grains_vllm.receipts import in_beam_search
 from grains_vllm.registry import Registry, Snapshot
 from grains_vllm.selection import (
+    BARE,
     CANARY_KEY,
     CHECKED,
     FIELDS,
@@ -32,6 +35,7 @@ from grains_vllm.selection import (
     SelectionError,
     SteeringDisabled,
     encodable,
+    named,
     select,
 )
 
@@ -74,6 +78,18 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
         return request
 
     return process_inputs
+
+
+@contextmanager
+def fresh_request() -> Iterator[None]:
+    """Begins an HTTP request that knows nothing of the one before it on the same connection, in
+    whose context a server may start it."""
+    tokens = [(_checked_by, _checked_by.set(None)), (in_beam_search, in_beam_search.set(False))]
+    try:
+        yield
+    finally:
+        for variable, token in tokens:
+            variable.reset(token)
 
 
 def _as_checked(now: Snapshot) -> Snapshot:
@@ -210,7 +226,7 @@ def alias_of(model: str, models: Any, catalogue: Catalogue) -> tuple[str, str] |
     if model in adapters:
         return None
     if name not in catalogue.vectors:
-        known = listed((f"{base}:{vector}" for vector in catalogue.vectors), model)
+        known = listed(catalogue.vectors, name, f"{base}:")
         raise SelectionError(f"model: unknown alias {short(model)}; known aliases: {known}")
     return base, name
 
@@ -221,11 +237,11 @@ def _resolve_alias(request: Any, models: Any, catalogue: Catalogue) -> None:
     if (alias := alias_of(model, models, catalogue)) is None:
         return
     request.model, name = alias
-    if type(request).__name__.startswith(("Tokenize", "Detokenize")):
+    if type(request).__name__.startswith(("Tokenize", "Detokenize", "Derender")):
         return  # No forward pass, so nothing to steer.
     if not _carries_xargs(request):
         raise SelectionError(f"model: the alias {model!r} cannot be used at this endpoint")
-    xargs = dict(getattr(request, XARGS, None) or {})
+    xargs = dict(_xargs(request))
     parts = str(xargs.setdefault("steering", name)).split(",")
     if name not in (part.partition("=")[0].strip() for part in parts):
         raise SelectionError(
@@ -241,14 +257,26 @@ def _carries_xargs(request: Any) -> bool:
     return XARGS in kind.model_fields or kind.__name__ == "BatchChatCompletionRequest"
 
 
+def _xargs(request: Any) -> Mapping[str, Any]:
+    """What a request says in `vllm_xargs`, or in /inference/v1/generate's place for it."""
+    params = getattr(request, "sampling_params", None)
+    value = getattr(request, XARGS, None) if params is None else params.extra_args
+    if not isinstance(value, Mapping | None):
+        raise SelectionError(f"{XARGS}: {short(value)} is not a mapping of fields")
+    return value or {}
+
+
 def _check_request(request: Any, state: Snapshot) -> None:
     catalogue = state.catalogue
-    params = getattr(request, "sampling_params", None)  # of /inference/v1/generate
-    xargs = (getattr(request, XARGS, None) if params is None else params.extra_args) or {}
+    xargs = _xargs(request)
     chosen = [name for name in FIELDS if name in xargs]
-    if chosen and params is None and not _carries_xargs(request):
+    if chosen and not _carries_xargs(request) and not hasattr(request, "sampling_params"):
         raise SelectionError(f"{chosen[0]}: cannot be chosen at this endpoint")
-    doors.require_heard(getattr(request, "model_extra", None) or {}, doors.OPEN)
+    unknown = getattr(request, "model_extra", None) or {}
+    doors.require_heard(unknown, doors.OPEN)
+    for key in unknown if chosen else ():
+        if (bare := skeleton(key)) in BARE:
+            raise SelectionError(f"{named(key)}: say steering_{bare} in {XARGS}", key)
     steering = select(xargs, catalogue, state.enabled).steering
     if getattr(request, "use_beam_search", False):
         in_beam_search.set(True)

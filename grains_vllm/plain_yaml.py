@@ -10,11 +10,12 @@ import yaml
 
 from grains_vllm.checks import short
 
-# More than any list of vectors.
-MAX_BYTES = 2**24
+# More than any list of vectors; PyYAML takes some ten seconds for as much.
+MAX_BYTES = 2**21
+MAX_VALUES = 200_000
 # Values that aliases may stand for, all together.
 MAX_REPEATED = 100_000
-_LONGEST_NUMBER = 100  # characters
+_LONGEST_NUMBER, _LONGEST_PROBLEM = 100, 200  # characters
 _TAG = "tag:yaml.org,2002:"
 _KINDS = ("str", "int", "float", "bool", "null", "seq", "map")
 
@@ -34,11 +35,11 @@ def load(payload: bytes) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise PlainYAMLError(
-            place + ", ".join(filter(None, (error.context, error.problem)))
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PlainYAMLError(" ".join(str(error).split())) from error
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        raise PlainYAMLError(place + problem[:_LONGEST_PROBLEM]) from error
+    # ValueError and OverflowError: escapes and versions that PyYAML converts without a look.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise PlainYAMLError(" ".join(str(error).split())[:_LONGEST_PROBLEM]) from error
     except RecursionError as error:
         raise PlainYAMLError("it is nested too deeply") from error
 
@@ -80,6 +81,10 @@ class _Loader(yaml.SafeLoader):
                 )
         else:
             self._values += 1
+            if self._values - self._repeated > MAX_VALUES:
+                raise yaml.composer.ComposerError(
+                    None, None, f"it holds more than {MAX_VALUES} values", mark
+                )
             self._sizes[id(node)] = self._values - before
         return node
 

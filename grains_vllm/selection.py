@@ -1,7 +1,7 @@
 """What a request asks for: from `vllm_xargs` / `SamplingParams.extra_args` to a Steering."""
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,18 +236,79 @@ def _check_keys(asked: Mapping[str, Any]) -> None:
         # Other keys belong to other plugins, unless they look like one of ours gone wrong.
         if key in FIELDS or not isinstance(key, str):
             continue
-        plain = unicodedata.normalize("NFKC", key).strip().casefold()
+        plain = unicodedata.normalize("NFKC", key[:80]).strip().casefold()
         if plain == RESERVED or plain.startswith(f"{RESERVED}_"):
             raise SelectionError(f"{named(key)}: this key is reserved; allowed: {_FIELDS}", key)
         bare = skeleton(key)
         close = None
         if bare.startswith("ste") or not bare.isascii():
             close = likeness(key, FIELDS, 0.75 if bare == "steer" else 0.85)
-        if bare in ("strength", "positions", "layers") and "steering" in asked:
+        if bare in BARE and "steering" in asked:
             close = f"steering_{bare}"
         if close or bare.startswith("steering"):
             hint = f" (did you mean {close!r}?)" if close else ""
             raise SelectionError(f"{named(key)}: unknown key{hint}; known keys: {_FIELDS}", key)
+    others = {key: value for key, value in asked.items() if key not in FIELDS}
+    for key in steering_keys(others, lambda name: skeleton(name) in _WRAPPERS):
+        raise SelectionError(
+            f"{named(key)}: stands too deep to be heard; known keys: {_FIELDS}", key
+        )
+
+
+# What clients wrap fields in, by letters and digits alone.
+_WRAPPERS = {
+    "extrabody", "extraargs", "vllmextraargs", "samplingparams", "modelkwargs", "kwargs", "xargs",
+    "parameters", "options",
+}  # fmt: skip
+# What a field is called without its first word.
+BARE = ("strength", "positions", "layers")
+_MOST_KEYS = 1000
+
+
+def steering_keys(
+    body: Mapping[Any, Any], enters: Callable[[str], bool], carrier: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """The keys that stand for steering, or could be taken for it, in a request and what it holds.
+
+    Args:
+        enters: whether to look into the mapping or list under a key.
+        carrier: the one path to fields that is heard; what is there is not looked at.
+
+    Raises:
+        SelectionError: the request has more keys than anybody would write.
+    """
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), body)]
+    seen = 0
+    while waiting:
+        above, part = waiting.pop()
+        if isinstance(part, list):
+            waiting += [(above, inner) for inner in part if type(inner) in (dict, list)]
+            seen += len(waiting)
+        for key, value in part.items() if isinstance(part, Mapping) else ():
+            if not isinstance(key, str) or (*above, key) == carrier:
+                continue
+            seen += 1
+            if asks_for_steering(key):
+                yield key
+            elif isinstance(value, Mapping | list) and enters(key):
+                waiting.append(((*above, key), value))
+            if seen > _MOST_KEYS:
+                break
+        if seen > _MOST_KEYS:
+            raise SelectionError(f"request: it holds more than {_MOST_KEYS} unknown keys")
+
+
+def asks_for_steering(key: str) -> bool:
+    """Whether a key is one of ours, or could be taken for one."""
+    bare = skeleton(key)
+    if bare.startswith("steering") or bare == "steer":
+        return True
+    # Slips come late in a word; "string" is none.
+    may_slip = bare.startswith(("ste", "vl")) or not bare.isascii()
+    return may_slip and likeness(key, _NAMES) is not None
+
+
+_NAMES = (XARGS, *FIELDS)
 
 
 def named(key: str) -> str:

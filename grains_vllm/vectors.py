@@ -290,7 +290,7 @@ def _refuse_constant(name: str) -> float:
 
 def _fingerprint(passport: dict[str, Any], source: str) -> ModelFingerprint:
     version = passport.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ArtifactError(
             f"{source}: format_version is {short(version)}, this release reads {FORMAT_VERSION}"
         )

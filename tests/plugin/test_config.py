@@ -10,7 +10,7 @@ import pytest
 import torch
 from vllm.config import VllmConfig
 
-from grains_vllm import plugin
+from grains_vllm import plain_yaml, plugin
 from grains_vllm.catalogue import Catalogue, Limits, Term, catalogue_of
 from grains_vllm.config import read_catalogue
 from grains_vllm.errors import GrainsConfigError
@@ -251,6 +251,10 @@ def test_refuses_vectors_of_different_models(catalogue, folder):
         ("vectors: {v: {1: 2}}", "unknown key 1"),
         ("vectors: \0", "not valid YAML"),
         ("vectors: *nobody", "found undefined alias"),
+        ("vectors: *" + "x" * 3000, "found undefined alias"),
+        ('vectors: "\\U00110000"', "not valid YAML"),
+        ('vectors: "\\UFFFFFFFF"', "not valid YAML"),
+        ("%YAML 1." + "1" * 5000 + "\n--- {}", "not valid YAML"),
     ],
 )  # fmt: skip
 def test_refuses_bad_yaml(tmp_path, text, message):
@@ -261,6 +265,7 @@ def test_refuses_bad_yaml(tmp_path, text, message):
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -288,6 +293,14 @@ def test_aliases_cannot_multiply(tmp_path, text, message):
         read_catalogue({"config": str(path)})
     assert message in str(error.value)
     assert len(str(error.value)) < 500
+
+
+def test_a_file_is_no_list_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(plain_yaml, "MAX_VALUES", 1000)
+    path = tmp_path / "steering.yaml"
+    path.write_text("vectors: [" + "1," * 1001 + "]")
+    with pytest.raises(GrainsConfigError, match="it holds more than 1000 values"):
+        read_catalogue({"config": str(path)})
 
 
 def test_refuses_other_kinds_of_files(tmp_path):

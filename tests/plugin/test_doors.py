@@ -39,6 +39,8 @@ def test_somebody_has_decided_about_every_route(monkeypatch):
         ("/v1/completions", doors.OPEN),
         ("/v1/completions/", doors.OPEN),  # which vLLM redirects
         ("/v1/responses/resp_1/cancel", doors.IDLE),
+        ("/v1/responses/resp_1", doors.UNDECIDED),  # to a POST; a GET starts nothing
+        ("/v1/responses/compact", doors.UNDECIDED),
         ("/v1/grains/vectors/a", doors.IDLE),
         ("/", doors.IDLE),
         ("/v1/completions/of/tomorrow", doors.UNDECIDED),
@@ -73,6 +75,12 @@ def test_door_of(path, door):
         ({"extra_args": {"steering": "a"}}, "steering"),
         ({"extra_body": {"extra_args": {"steering": "a"}}}, "steering"),
         ({"sampling_params": {"steering": "a"}}, "steering"),
+        ({"steer": "a"}, "steer"),
+        ({"extraBody": {"vllm_xargs": {}}}, "vllm_xargs"),
+        ({"extra_body": [{"vllm_xargs": {}}]}, "vllm_xargs"),
+        ({"whatever": {"deeper": [[{"and deeper": {"steering": "none"}}]]}}, "steering"),
+        ({"parameters": {"steering": "a"}}, "steering"),
+        ({"model_kwargs": {"xargs": {"steering": "a"}}}, "steering"),
     ],
 )
 def test_what_would_be_ignored_is_named(body, key):
@@ -94,6 +102,19 @@ def test_what_would_be_ignored_is_named(body, key):
 )
 def test_what_is_nobodys_passes(body):
     doors.require_heard(body, doors.OPEN)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {f"{number} yrevE": 1 for number in range(10**5)},
+        {"a": [{"b": number} for number in range(10**5)]},
+        {"\ufdfa" * 10**6: 1, **{str(number): 1 for number in range(1001)}},
+    ],
+)
+def test_nobody_can_keep_others_waiting(body):
+    with pytest.raises(SelectionError, match="request: it holds more than 1000 unknown keys"):
+        doors.require_heard(body, doors.OPEN)
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -7,7 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+)
 from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
@@ -185,3 +188,20 @@ def test_a_beam_search_is_known_by_its_request(catalogue, asked):
     context = copy_context()
     context.run(_check_request, request, Snapshot(catalogue(), True))
     assert context.get(in_beam_search, False) is asked
+
+
+CHATS = [[{"role": "user", "content": "x"}]]
+
+
+@pytest.mark.parametrize("value", ["steering=truthful", ["steering"], 5, 0, ""])
+def test_fields_that_are_no_mapping(catalogue, value):
+    """Of classes that keep `vllm_xargs` among keys that they do not know."""
+    request = BatchChatCompletionRequest(messages=CHATS, model="tiny", vllm_xargs=value)
+    with pytest.raises(SelectionError, match=r"vllm_xargs: .* is not a mapping of fields"):
+        _check_request(request, Snapshot(catalogue(), True))
+
+
+def test_a_strength_beside_its_place(catalogue):
+    asked = asyncio.run(Gates(catalogue()).first(model="tiny:truthful", strength=9))
+    assert asked.error.message == "strength: say steering_strength in vllm_xargs"
+    assert asyncio.run(Gates(catalogue()).first(model="tiny", strength=9)) is None
