@@ -84,12 +84,12 @@ def _process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
 def fresh_request() -> Iterator[None]:
     """Begins an HTTP request that knows nothing of the one before it on the same connection, in
     whose context a server may start it."""
-    tokens = [(_checked_by, _checked_by.set(None)), (in_beam_search, in_beam_search.set(False))]
+    checked, beams = _checked_by.set(None), in_beam_search.set(False)
     try:
         yield
     finally:
-        for variable, token in tokens:
-            variable.reset(token)
+        _checked_by.reset(checked)
+        in_beam_search.reset(beams)
 
 
 def _as_checked(now: Snapshot) -> Snapshot:
