@@ -18,8 +18,9 @@ def strength(value: Any, where: str, error: type[ValueError] = GrainsConfigError
     """A finite number (no bool) of at most MAX_STRENGTH in size, else `error`."""
     # Written so that NaN fails too, and so that no integer is too long to compare.
     if type(value) not in (int, float) or not abs(value) <= MAX_STRENGTH:
+        kind = "a number but text; expected one" if isinstance(value, str) else "a number"
         limits = f"-{MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
-        raise error(f"{where}: {short(value)} is not a number between {limits}")
+        raise error(f"{where}: {short(value)} is not {kind} between {limits}")
     return float(value)
 
 

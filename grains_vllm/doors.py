@@ -17,8 +17,8 @@ from grains_vllm.selection import XARGS, SelectionError, named, steering_keys
 
 _CARRIER = (XARGS,)
 _INTO_XARGS = (
-    f"belongs into the request's {XARGS} (with the OpenAI client: "
-    f'extra_body={{"{XARGS}": {{...}}}})'
+    f"belongs into the request's {XARGS}, at the top of its JSON (where the OpenAI client puts "
+    "what its argument extra_body holds)"
 )
 # The path of the HTTP request that is being answered, where nobody has decided about its route.
 undecided: ContextVar[str | None] = ContextVar("grains_undecided", default=None)

@@ -18,7 +18,7 @@ from typing import Any
 
 from grains_vllm import doors, metrics
 from grains_vllm.catalogue import Catalogue
-from grains_vllm.checks import listed, short
+from grains_vllm.checks import closest, listed, short
 from grains_vllm.errors import GrainsConfigError
 from grains_vllm.likeness import skeleton
 from grains_vllm.marker import build
@@ -227,7 +227,9 @@ def alias_of(model: str, models: Any, catalogue: Catalogue) -> tuple[str, str] |
         return None
     if name not in catalogue.vectors:
         known = listed(catalogue.vectors, name, f"{base}:")
-        raise SelectionError(f"model: unknown alias {short(model)}; known aliases: {known}")
+        close = closest(name, catalogue.vectors)
+        hint = "" if close is None else f" (did you mean {f'{base}:{close}'!r}?)"
+        raise SelectionError(f"model: unknown alias {short(model)}{hint}; known aliases: {known}")
     return base, name
 
 

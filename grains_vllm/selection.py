@@ -82,7 +82,7 @@ def select(
         SteeringDisabled: it asks for steering, which is switched off.
     """
     asked = {} if extra_args is None else extra_args
-    _check_keys(asked)
+    _check_keys(asked, catalogue.vectors)
     key = _canary_key(asked[CANARY_KEY]) if CANARY_KEY in asked else identity
     fields = {name: asked[name] for name in FIELDS if name in asked and name != CANARY_KEY}
     if not fields:
@@ -118,7 +118,9 @@ def _term(part: str, whole: str, vectors: Mapping[str, VectorEntry]) -> Term:
     name, equals, number = (text.strip() for text in part.partition("="))
     entry = vectors.get(name)
     if entry is None:
-        close = suggestion(name, list(vectors))
+        close = suggestion(name, vectors)
+        if ":" in name:
+            close = " (a strength is written NAME=STRENGTH)"
         raise SelectionError(
             f"steering: unknown vector {short(name)}{close}; {_known(vectors, name)}"
         )
@@ -231,7 +233,7 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _check_keys(asked: Mapping[str, Any]) -> None:
+def _check_keys(asked: Mapping[str, Any], vectors: Mapping[str, VectorEntry]) -> None:
     for key in asked:
         # Other keys belong to other plugins, unless they look like one of ours gone wrong.
         if key in FIELDS or not isinstance(key, str):
@@ -245,6 +247,8 @@ def _check_keys(asked: Mapping[str, Any]) -> None:
             close = likeness(key, FIELDS, 0.75 if bare == "steer" else 0.85)
         if bare in BARE and "steering" in asked:
             close = f"steering_{bare}"
+        if key in vectors or bare in ("vector", "vectors"):
+            close = "steering"
         if close or bare.startswith("steering"):
             hint = f" (did you mean {close!r}?)" if close else ""
             raise SelectionError(f"{named(key)}: unknown key{hint}; known keys: {_FIELDS}", key)
@@ -301,7 +305,7 @@ def steering_keys(
 def asks_for_steering(key: str) -> bool:
     """Whether a key is one of ours, or could be taken for one."""
     bare = skeleton(key)
-    if bare.startswith("steering") or bare == "steer":
+    if bare.startswith("steering") or bare in ("steer", RESERVED):
         return True
     # Slips come late in a word; "string" is none.
     may_slip = bare.startswith(("ste", "vl")) or not bare.isascii()

@@ -167,6 +167,9 @@ def evaluate(
             key = os.environ.get("GRAINS_JUDGE_API_KEY")
             judge = Judge(Endpoint(judge_url, key, concurrency), judge_model)
         tasks = make_tasks(plan, seen, judge, progress, note)
+        for made in tasks:
+            if count := made.facts.get("excluded"):
+                note(f"{made.name}: {count} questions that made or chose the vector are left out")
         if url is None:
             served: Any = own_server(
                 model, artifacts, vectors, strength, layers, positions, shlex.split(serve_args),

@@ -239,6 +239,8 @@ def test_the_same_words_about_another_image_are_another_question(tokenizer, spa_
                 "--exclude-overlap",
             )  # fmt: skip
         assert document["provenance"]["tasks"]["spa-vl"]["excluded"] == excluded
+        note = "spa-vl: 1 questions that made or chose the vector are left out"
+        assert (note in document["provenance"]["notes"]) == bool(excluded)
 
 
 def test_the_image_stands_in_the_first_message_of_a_user(tmp_path):

@@ -76,6 +76,7 @@ def test_door_of(path, door):
         ({"extra_body": {"extra_args": {"steering": "a"}}}, "steering"),
         ({"sampling_params": {"steering": "a"}}, "steering"),
         ({"steer": "a"}, "steer"),
+        ({"grains": "a"}, "grains"),
         ({"extraBody": {"vllm_xargs": {}}}, "vllm_xargs"),
         ({"extra_body": [{"vllm_xargs": {}}]}, "vllm_xargs"),
         ({"whatever": {"deeper": [[{"and deeper": {"steering": "none"}}]]}}, "steering"),

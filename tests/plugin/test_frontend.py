@@ -55,6 +55,7 @@ def test_aliases(catalogue, model, xargs, expected):
     ("model", "xargs", "message"),
     [
         ("tiny:nobody", None, "unknown alias 'tiny:nobody'; known aliases: tiny:polite, tiny:tru"),
+        ("tiny:truthfull", None, r"'tiny:truthfull' \(did you mean 'tiny:truthful'\?\); known"),
         ("law:nobody", None, "known aliases: law:polite, law:truthful"),
         ("tiny:polite", None, "is a LoRA adapter and the alias of a vector"),
         ("tiny:truthful", {"steering": "polite"}, "'polite' contradicts the model alias"),
