@@ -228,7 +228,7 @@ def _admin(value: Any, source: _Source) -> Admin | None:
     name = _file_name(value.get("folder"), f"{where}.folder", "folder")
     folder = text(os.path.realpath(source.folder / name), f"{where}.folder")
     if not os.path.isdir(folder):
-        raise GrainsConfigError(f"{where}.folder: {short(folder)} is not a folder")
+        raise GrainsConfigError(f"{where}.folder: {short(name)} is not a folder")
     return Admin(
         folder,
         integer(value.get("max_vectors", 64), 1, 100_000, f"{where}.max_vectors"),

@@ -100,7 +100,8 @@ def test_methods_without_attribution_need_no_leaf(method, data):
 
 
 def test_what_the_data_has_to_say_is_said(llama, tmp_path):
-    items = [*rows(3), {"prompt": "<bos> w3", "chosen": "w1", "rejected": "w2"}, {"prompt": "w3"}]
+    items = [*rows(3), {"prompt": "<bos> w3", "chosen": "w1", "rejected": "w2"}]
+    items.append({"prompt": "w3", "chosen": "w1", "rejected": "w1"})
     data = load_pairs(str(write_jsonl(tmp_path / "pairs.jsonl", items)), limit=4)
     notes = []
     vector, _ = extract(llama, data, ExtractOptions(method=Method.caa), on_note=notes.append)

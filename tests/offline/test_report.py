@@ -257,7 +257,9 @@ def test_every_colour_of_a_chart_follows_the_theme(tmp_path):
 
 def test_hostile_texts_stay_texts(tmp_path):
     scores = [float(n) for n in range(len(HOSTILE))]
-    items = [record(n, HOSTILE, scores, id=f"{text}{n}") for n, text in enumerate(HOSTILE)]
+    # Half a character comes in tokens; in an artifact, which holds the ids, it is refused.
+    names = [text.replace("\ud83d", "") for text in HOSTILE]
+    items = [record(n, HOSTILE, scores, id=f"{name}{n}") for n, name in enumerate(names)]
     path = write(
         tmp_path, items, model_id=HOSTILE[0], method=HOSTILE[4], data={"name": HOSTILE[1]},
         versions={HOSTILE[2]: HOSTILE[5]}, odd=["</style>", {"a": "</script>"}], layers=[{}],

@@ -139,8 +139,8 @@ def test_what_an_evaluation_says_of_its_vectors_may_be_anything(tmp_path, digest
 
 
 KEYS = (
-    "examples", "layers", "options", "data", "completeness", "sweep", "method", "model_id",
-    "versions", "strength_unit", "examples_used",
+    "examples", "layers", "options", "data", "completeness", "sweep", "method", "versions",
+    "strength_unit", "examples_used",
 )  # fmt: skip
 ODD = [
     None,
