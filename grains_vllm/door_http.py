@@ -90,7 +90,8 @@ class _Watched:
         facts = {
             "message": str(error), "type": "BadRequestError", "param": error.field, "code": 400,
         }  # fmt: skip
-        answer = JSONResponse({"error": facts}, status_code=400)
+        # Anthropic's clients look for the outer type, all others for what is inside.
+        answer = JSONResponse({"type": "error", "error": facts}, status_code=400)
         await answer(self._scope, self._receive, self._send)
 
 
