@@ -104,13 +104,13 @@ def _as_checked(now: Snapshot) -> Snapshot:
 def _require_plain(path: str, asked: Any, choice: Choice) -> None:
     """Refuses steering on a route that doors.py does not know: it may have dropped what was said,
     an alias or `steering: none` too."""
-    named = next((name for name in FIELDS if name in (asked or {})), None)
-    if named is not None or choice.steering is not None or choice.fraction is not None:
-        why = named or f"the server's {choice.source} steering"
+    field = next((name for name in FIELDS if name in (asked or {})), None)
+    if field is not None or choice.steering is not None or choice.fraction is not None:
+        why = field or f"the server's {choice.source} steering"
         raise SelectionError(
             f"{why}: {short(path)} is no endpoint where steering has been compared; use "
             "/v1/chat/completions, /v1/completions or /v1/responses",
-            named or "steering",
+            field or "steering",
         )
 
 
